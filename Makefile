@@ -1,0 +1,64 @@
+# One command for each thing a developer does. `make demo` and `make test` set up what they need.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := $(wildcard embedding_store/native/*.cc embedding_store/native/*.h)
+FOLDERS := embedding_store logs models pipelines runners serving transforms
+PRISM_VERSION := v2.77.0
+
+.PHONY: setup demo test test-faults lint format typing bench native-sanitize prism clean
+
+setup: $(STAMP)
+
+$(VENV)/bin/uv:
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"cuckooflow needs Python 3.11, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q uv
+
+$(STAMP): $(VENV)/bin/uv requirements.txt requirements-dev.txt setup.py pyproject.toml $(NATIVE)
+	$(BIN)/uv pip install -q -p $(BIN)/python -r requirements-dev.txt
+	$(BIN)/uv pip install -q -p $(BIN)/python --no-build-isolation --no-deps -e .
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/cuckooflow demo
+
+test: $(STAMP) prism
+	$(BIN)/python -m pytest
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m fault
+
+lint: $(STAMP) typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p cuckooflow
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+# mypy has no notion of package_dir: it is given the import layout as links.
+typing:
+	mkdir -p build/typing/cuckooflow
+	ln -sfn $(CURDIR)/cuckooflow/*.py $(CURDIR)/cuckooflow/py.typed build/typing/cuckooflow/
+	for folder in $(FOLDERS); do ln -sfn $(CURDIR)/$$folder build/typing/cuckooflow/$$folder; done
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/join.py --quick
+	$(BIN)/python benchmarks/quality.py --quick
+
+# Beam's Prism runner, built from its Go module; tests that need it skip with a reason where Go is absent.
+prism:
+	@if [ -x .cache/bin/prism ]; then :; \
+	elif command -v go > /dev/null; then \
+	  GOBIN=$(CURDIR)/.cache/bin go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION); \
+	else echo "no Go here: the Prism tests will be skipped"; fi
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache embedding_store/_native*.so
+	rm -f $(STAMP)

@@ -1,0 +1,160 @@
+"""The named errors of cuckooflow, in one place.
+
+Every message says what was expected, what was received and what to do next. All derive from
+:class:`CuckooflowError`, so a caller can catch the family; the command line turns a
+:class:`SpecError` into exit code 2 and any other of them into exit code 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class CuckooflowError(Exception):
+    """Base of every error that cuckooflow raises on purpose."""
+
+
+class SpecError(CuckooflowError):
+    """The job spec, or an option, is wrong. Mend the fields that the message names."""
+
+
+# --- logs -----------------------------------------------------------------------------------
+
+
+class LogError(CuckooflowError):
+    """A log cannot do what was asked."""
+
+
+class LogNotFound(LogError):
+    """No log lies at this place. Create it, or correct the path."""
+
+
+class LogLocked(LogError):
+    """Another process writes this partition. One writer at a time: stop the other first."""
+
+
+class LogDamaged(LogError):
+    """A segment holds bytes that are neither a whole message nor a torn tail."""
+
+
+class OffsetOutOfRange(LogError):
+    """The offset was deleted by retention or never existed. Skip it explicitly to go on."""
+
+
+class MessageTooLarge(LogError):
+    """A message is over the log's bound. Split it, or raise ``max_message_bytes``."""
+
+
+class MessageNotStorable(LogError):
+    """A message holds a newline and the log stores one message a line. Use the frames encoding."""
+
+
+# --- in-band time ---------------------------------------------------------------------------
+
+
+class ChainOverflow(CuckooflowError):
+    """More elements came out of order than a shard may hold back. Raise the bound or find the gap."""
+
+
+class ChainBroken(CuckooflowError):
+    """An element contradicts what the shard heard before. A job has one source, with fixed partitions."""
+
+
+# --- embedding store ------------------------------------------------------------------------
+
+
+class StoreError(CuckooflowError):
+    """The embedding store refused a request."""
+
+
+class UnknownTable(StoreError):
+    """The store has no table or dense parameter of this name."""
+
+
+class BadShape(StoreError):
+    """An array does not have the shape or dtype that its table asks for."""
+
+
+class LogNotOpened(StoreError):
+    """A push names a log partition that ``open_log`` has not recorded. Open it first."""
+
+
+class WrongIncarnation(StoreError):
+    """The log, or the store, is not the one it was: it was recreated or restored."""
+
+
+class MarkMismatch(StoreError):
+    """A push does not begin where the store stands. Cut the range at :attr:`marks` and send again.
+
+    Attributes:
+        marks: the distinct marks, as ``(offset, row)``, that differ from the push's first position
+            and are not past its end, in ascending order.
+    """
+
+    def __init__(self, message: str, marks: Sequence[tuple[int, int]]) -> None:
+        super().__init__(message)
+        self.marks: tuple[tuple[int, int], ...] = tuple(marks)
+
+    def __reduce__(self) -> tuple[type[MarkMismatch], tuple[str, tuple[tuple[int, int], ...]]]:
+        return (type(self), (str(self), self.marks))
+
+
+class NonFiniteGradient(StoreError):
+    """A gradient holds NaN or infinity. The push was refused whole."""
+
+
+class CheckpointDamaged(StoreError):
+    """A checkpoint is half-written or its checksum is wrong. An older one may be whole."""
+
+
+class FullDeltaNeeded(StoreError):
+    """This consumer has no base that a delta could stand on. Ask for a full one."""
+
+
+class StoreUnavailable(StoreError):
+    """The store's process did not answer within the retry bound."""
+
+
+# --- snapshots and serving ------------------------------------------------------------------
+
+
+class SnapshotDamaged(CuckooflowError):
+    """A snapshot's blob does not have the size or checksum that its manifest states."""
+
+
+class SnapshotGap(CuckooflowError):
+    """A snapshot's base is not what the replica holds. Load the newest full one."""
+
+
+class NoSnapshot(CuckooflowError):
+    """The scorer has no snapshot yet. Wait for the first one."""
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+class TrainingGap(CuckooflowError):
+    """The store stands before what arrives, and what lies between cannot be read again."""
+
+
+# --- the demo -------------------------------------------------------------------------------
+
+
+class DatasetUnavailable(CuckooflowError):
+    """The demo's data set could not be had. Go online, or use ``--dataset simulator``."""
+
+
+class DemoFailed(CuckooflowError):
+    """The demo did not come as far as it should have. The message names the log to read."""
+
+
+class BadRequest(CuckooflowError):
+    """A prediction request is not what the scorer can read. Mend what the message names."""
+
+
+class ScorerOverloaded(CuckooflowError):
+    """The scorer has as many requests under way as it may. Send fewer at once, or add a scorer."""
+
+
+class ScorerUnavailable(CuckooflowError):
+    """The scorer did not answer, or failed. Look at its log; the request may be sent again."""

@@ -1,0 +1,241 @@
+"""What a store is told and what it answers; the same for the embedded form and the process.
+
+A *push* is one contiguous range of one log partition with the gradients its rows caused. It is
+applied exactly once: each logical bucket of ids keeps one mark per (log, partition), the position
+up to which pushes are applied, and check and update are one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cuckooflow.logs.contract import LogRange, Position
+
+Ids = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How gradients become weights. Applied by the store; gradients are summed over a push.
+
+    Attributes:
+        kind: ``sgd`` (no slots), ``adagrad`` (one slot a weight), ``adam`` (two slots a weight and a
+            step count a row; for a table the step counts that row's own updates).
+        learning_rate: step size, default 0.05.
+        initial_accumulator: Adagrad's starting accumulator, default 0.1.
+        beta1, beta2, epsilon: Adam's, defaults as in Kingma and Ba (2015); epsilon 1e-7. Adagrad
+            divides by sqrt(accumulator) without an epsilon.
+    """
+
+    kind: Literal["sgd", "adagrad", "adam"] = "adagrad"
+    learning_rate: float = 0.05
+    initial_accumulator: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """An embedding table.
+
+    Attributes:
+        name: unique within the store.
+        dim: weights a row, 1 to 1024.
+        optimizer: see :class:`Optimizer`.
+        init_stddev: a new row's weights are normal(0, init_stddev), drawn from (seed, id, column)
+            alone; 0 gives zeros. A lookup of an id without a row answers the same values.
+        seed: of the initial values.
+        admission: an id gets a row once it has occurred this often; default 1, at once.
+        slot_admission: slot number -> admission, where a slot's differs; the slot is the id's
+            high :data:`SLOT_BITS` bits.
+    """
+
+    name: str
+    dim: int
+    optimizer: Optimizer = Optimizer()
+    init_stddev: float = 1e-3
+    seed: int = 0
+    admission: int = 1
+    slot_admission: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """A dense parameter: an array that every push may update.
+
+    Attributes:
+        name: unique within the store.
+        shape: of the array.
+        optimizer: see :class:`Optimizer`; Adam's step counts the pushes that carried a gradient.
+        init: ``zeros``, ``ones`` or ``glorot_uniform`` (limit sqrt(6 / (fan_in + fan_out)), drawn from
+            (seed, name) alone).
+        seed: of the initial value.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    optimizer: Optimizer = Optimizer(kind="adam", learning_rate=1e-3)
+    init: Literal["zeros", "ones", "glorot_uniform"] = "zeros"
+    seed: int = 0
+
+
+#: A feature id carries its slot (which feature it belongs to) in this many high bits.
+SLOT_BITS = 12
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """The whole store. ``buckets``: number of logical buckets, fixed at creation, default 64."""
+
+    tables: tuple[TableConfig, ...]
+    dense: tuple[DenseConfig, ...] = ()
+    buckets: int = 64
+
+
+@dataclass(frozen=True)
+class TablePush:
+    """Gradients for one table.
+
+    Attributes:
+        ids: (n,) uint64; duplicates allowed, they are summed and then applied once.
+        gradients: (n, dim) float32.
+        counts: (n,) uint32, how often each entry occurred, for admission; None means once each.
+    """
+
+    ids: Ids
+    gradients: Floats
+    counts: npt.NDArray[np.uint32] | None = None
+
+
+class PushAnswer(NamedTuple):
+    """Of the store's buckets, how many took the range now and how many had it already."""
+
+    applied: int
+    skipped: int
+
+
+class Version(NamedTuple):
+    """A version of the store's content: n counts within one incarnation of the store."""
+
+    incarnation: str
+    n: int
+
+
+@dataclass(frozen=True)
+class TableDelta:
+    """Rows of one table: (n,) ids and their (n, dim) weights, and the ids whose rows are gone."""
+
+    ids: Ids
+    weights: Floats
+    tombstones: Ids
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What changed since ``base``, or everything where ``base`` is None.
+
+    Attributes:
+        version: this delta's version.
+        base: what it stands on; None for a full one.
+        tables: table name -> rows.
+        dense: parameter name -> value, all of them.
+        marks: log -> partition -> the lowest mark over the buckets when the delta was taken.
+    """
+
+    version: Version
+    base: Version | None
+    tables: Mapping[str, TableDelta]
+    dense: Mapping[str, Floats]
+    marks: Mapping[str, Mapping[int, Position]]
+
+
+class Store(Protocol):
+    """The store's verbs. Thread-safe: calls from many threads are serialised where they must be."""
+
+    @property
+    def config(self) -> StoreConfig: ...
+
+    def incarnation(self) -> str:
+        """Changes with every creation and every restore."""
+        ...
+
+    def open_log(self, log: str, incarnation: str, starts: Mapping[int, Position]) -> None:
+        """Record a log's incarnation and start positions, durably, before the first push.
+
+        Idempotent for partitions already open in this incarnation: their marks stay as they are.
+
+        Raises:
+            WrongIncarnation: the log is open in another incarnation.
+        """
+        ...
+
+    def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
+        """Table name -> (n, dim) float32 weights for its (n,) ids; one round trip for all tables."""
+        ...
+
+    def dense(self) -> dict[str, Floats]:
+        """All dense parameters."""
+        ...
+
+    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """:meth:`lookup` and :meth:`dense` in one round trip: what a training step needs."""
+        ...
+
+    def push(
+        self,
+        range_: LogRange,
+        tables: Mapping[str, TablePush],
+        dense: Mapping[str, Floats],
+        event_time_us: int,
+    ) -> PushAnswer:
+        """Apply the gradients of a range, exactly once.
+
+        Buckets whose mark is ``range_.first`` take it, those with a mark at or past ``range_.last``
+        skip it; if any bucket is elsewhere, nothing is applied.
+
+        Raises:
+            LogNotOpened, WrongIncarnation, UnknownTable, BadShape, NonFiniteGradient, MarkMismatch.
+        """
+        ...
+
+    def marks(self, log: str) -> dict[int, tuple[Position, ...]]:
+        """Partition -> the distinct marks over the buckets, ascending. Empty for an unopened log."""
+        ...
+
+    def log_incarnation(self, log: str) -> str | None:
+        """The incarnation that ``open_log`` recorded, or None."""
+        ...
+
+    def delta(self, consumer: str, full: bool = False) -> Delta:
+        """What was touched since this consumer's last ack; rows touched meanwhile come again later.
+
+        Raises:
+            FullDeltaNeeded: this consumer never acknowledged anything in this incarnation.
+        """
+        ...
+
+    def ack(self, consumer: str, version: Version) -> None:
+        """The consumer has that delta safely; the next one stands on it."""
+        ...
+
+    def checkpoint(self) -> str:
+        """Write a checkpoint into the store's data folder; its name."""
+        ...
+
+    def stats(self) -> dict[str, object]:
+        """Rows, bytes, load factor, admissions refused per table; pushes applied; incarnation."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def distinct_marks(marks: Sequence[Position]) -> tuple[Position, ...]:
+    """The distinct positions, ascending."""
+    return tuple(sorted(set(marks)))

@@ -1,0 +1,45 @@
+// Python bindings of the native core. Arrays come in and go out as numpy; the GIL is released around
+// batch work. Arguments are checked by the Python side; no exception crosses the binding.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "hashing.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <typename Offset>
+py::array_t<uint64_t> hash_strings(const Array<Offset>& offsets, const Array<uint8_t>& data, uint64_t seed) {
+  const int64_t n = offsets.size() - 1;
+  py::array_t<uint64_t> out(n);
+  uint64_t* o = out.mutable_data();
+  const Offset* at = offsets.data();
+  const uint8_t* bytes = data.data();
+  py::gil_scoped_release release;
+  for (int64_t i = 0; i < n; ++i) o[i] = cuckooflow::hash_bytes(bytes + at[i], at[i + 1] - at[i], seed);
+  return out;
+}
+
+py::array_t<uint64_t> hash_ints(const Array<uint64_t>& values, uint64_t seed) {
+  const int64_t n = values.size();
+  py::array_t<uint64_t> out(n);
+  uint64_t* o = out.mutable_data();
+  const uint64_t* v = values.data();
+  const uint64_t start = cuckooflow::mix64(seed + 0x9e3779b97f4a7c15ULL);
+  py::gil_scoped_release release;
+  for (int64_t i = 0; i < n; ++i) o[i] = cuckooflow::mix64(cuckooflow::mix64(v[i] ^ start) + start);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native core of cuckooflow's embedding store.";
+  m.def("hash_strings32", &hash_strings<int32_t>);
+  m.def("hash_strings64", &hash_strings<int64_t>);
+  m.def("hash_ints", &hash_ints);
+}

@@ -1,0 +1,83 @@
+#include "core.h"
+
+#include <algorithm>
+#include <mutex>
+#include <shared_mutex>
+
+namespace cuckooflow {
+
+uint32_t Core::lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out) {
+  const std::shared_lock<FairLock> hold(lock_);
+  for (const LookupRequest& r : requests) tables_[r.table]->lookup(r.ids, r.n, r.out);
+  for (size_t i = 0; i < dense_out.size(); ++i) {
+    const std::vector<float>& value = dense_[i].parameter.value();
+    std::copy(value.begin(), value.end(), dense_out[i]);
+  }
+  return epoch();
+}
+
+void Core::push(const Push& push, const uint8_t* bucket_mask) {
+  const std::unique_lock<FairLock> hold(lock_);
+  for (const Push::TablePart& part : push.tables) tables_[part.table]->apply(part.batch, bucket_mask, epoch());
+  for (const Push::DensePart& part : push.dense) {
+    DenseEntry& entry = dense_[part.dense];
+    if (bucket_mask[entry.bucket] != 0) entry.parameter.apply(part.gradient);
+  }
+}
+
+void Core::assign(const std::vector<AssignRequest>& requests, uint32_t epoch) {
+  const std::unique_lock<FairLock> hold(lock_);
+  for (const AssignRequest& r : requests) tables_[r.table]->assign(r.ids, r.weights, r.n, epoch);
+  epoch_.store(epoch, std::memory_order_release);
+}
+
+Core::Collected Core::collect(uint32_t base, bool all) {
+  // Not exclusive: lookups go on while a delta is read, pushes do not.
+  const std::shared_lock<FairLock> hold(lock_);
+  Collected out;
+  out.ids.resize(tables_.size());
+  out.weights.resize(tables_.size());
+  for (size_t i = 0; i < tables_.size(); ++i) {
+    tables_[i]->keep_journal(true);
+    tables_[i]->collect(base, all, &out.ids[i], &out.weights[i]);
+  }
+  for (const DenseEntry& entry : dense_) out.dense.push_back(entry.parameter.value());
+  out.version = epoch_.fetch_add(1, std::memory_order_acq_rel);
+  return out;
+}
+
+void Core::forget_touched(uint32_t epoch) {
+  const std::unique_lock<FairLock> hold(lock_);
+  for (const auto& table : tables_) table->forget_touched(epoch);
+}
+
+void Core::begin_cut() {
+  const std::unique_lock<FairLock> hold(lock_);
+  const uint32_t epoch = epoch_.fetch_add(1, std::memory_order_acq_rel);
+  for (const auto& table : tables_) table->begin_cut(epoch);
+  cut_dense_.clear();
+  for (const DenseEntry& entry : dense_) {
+    cut_dense_.emplace_back(entry.parameter.image_bytes());
+    entry.parameter.save(cut_dense_.back().data());
+  }
+}
+
+void Core::end_cut() {
+  const std::unique_lock<FairLock> hold(lock_);
+  for (const auto& table : tables_) table->end_cut();
+  cut_dense_.clear();
+}
+
+void Core::read_cut(int table, uint32_t n, uint8_t* out) {
+  const std::shared_lock<FairLock> hold(lock_);
+  tables_[table]->read_cut(n, out);
+}
+
+Core::TableStats Core::table_stats(int table) {
+  const std::shared_lock<FairLock> hold(lock_);
+  const Table& t = *tables_[table];
+  return {t.rows(),           t.bytes(),         t.index().capacity(), t.index().segments(),
+          t.not_admitted(), t.journal_size()};
+}
+
+}  // namespace cuckooflow

@@ -1,0 +1,110 @@
+// The store's content: tables and dense parameters under one lock, so that a lookup over several tables
+// and a push are each one step, and a cut is one moment for all of them.
+//
+// Thread-safe. One cut at a time; that, and that deltas are taken one at a time, is the caller's care.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "dense_parameter.h"
+#include "fair_lock.h"
+#include "table.h"
+
+namespace cuckooflow {
+
+struct LookupRequest {
+  int table;
+  const uint64_t* ids;
+  int64_t n;
+  float* out;  // (n, dim)
+};
+
+struct AssignRequest {
+  int table;
+  const uint64_t* ids;
+  const float* weights;
+  int64_t n;
+};
+
+// Gradients of one push, checked and summed before the lock is taken.
+struct Push {
+  struct TablePart {
+    int table;
+    GradientBatch batch;
+  };
+  struct DensePart {
+    int dense;
+    const float* gradient;  // must outlive the push
+  };
+  std::vector<TablePart> tables;
+  std::vector<DensePart> dense;
+};
+
+class Core {
+ public:
+  explicit Core(uint32_t buckets) : buckets_(buckets) {}
+
+  // Before first use only.
+  void add_table(const TableOptions& options) { tables_.push_back(std::make_unique<Table>(options)); }
+  void add_dense(const Optimizer& optimizer, std::vector<float> value, uint32_t bucket) {
+    dense_.push_back({DenseParameter(optimizer, std::move(value)), bucket});
+  }
+
+  uint32_t buckets() const { return buckets_; }
+  const Table& table(int i) const { return *tables_[i]; }
+  const DenseParameter& dense(int i) const { return dense_[i].parameter; }
+  int table_count() const { return static_cast<int>(tables_.size()); }
+  int dense_count() const { return static_cast<int>(dense_.size()); }
+
+  // The epoch that rows touched now belong to. After a replica's assign: the version assigned.
+  uint32_t epoch() const { return epoch_.load(std::memory_order_acquire); }
+
+  // All requests see one version; `dense_out[i]` may be null. The epoch they saw.
+  uint32_t lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out);
+  void push(const Push& push, const uint8_t* bucket_mask);
+  void assign(const std::vector<AssignRequest>& requests, uint32_t epoch);
+
+  // What was touched after `base` (or all), for every table, at one moment; begins the next epoch.
+  struct Collected {
+    std::vector<std::vector<uint64_t>> ids;
+    std::vector<std::vector<float>> weights;
+    std::vector<std::vector<float>> dense;
+    uint32_t version;
+  };
+  Collected collect(uint32_t base, bool all);
+  void forget_touched(uint32_t epoch);
+
+  void begin_cut();
+  void end_cut();
+  uint32_t cut_rows(int table) const { return tables_[table]->cut_rows(); }
+  void read_cut(int table, uint32_t n, uint8_t* out);
+  const std::vector<uint8_t>& cut_filter(int table) const { return tables_[table]->cut_filter(); }
+  const std::vector<uint8_t>& cut_dense(int dense) const { return cut_dense_[dense]; }
+
+  bool load_rows(int table, const uint8_t* images, uint32_t n) { return tables_[table]->load_rows(images, n); }
+  bool load_filter(int table, const uint8_t* image, uint64_t n) { return tables_[table]->load_filter(image, n); }
+  bool load_dense(int dense, const uint8_t* image, uint64_t n) { return dense_[dense].parameter.load(image, n); }
+
+  struct TableStats {
+    uint64_t rows, bytes, index_capacity, index_segments, not_admitted, journal;
+  };
+  TableStats table_stats(int table);
+
+ private:
+  struct DenseEntry {
+    DenseParameter parameter;
+    uint32_t bucket;
+  };
+
+  uint32_t buckets_;
+  std::vector<std::unique_ptr<Table>> tables_;
+  std::vector<DenseEntry> dense_;
+  std::vector<std::vector<uint8_t>> cut_dense_;
+  std::atomic<uint32_t> epoch_{1};
+  FairLock lock_;
+};
+
+}  // namespace cuckooflow

@@ -1,0 +1,136 @@
+#include "cuckoo_index.h"
+
+#include <bitset>
+#include <cassert>
+
+namespace cuckooflow {
+
+namespace {
+constexpr size_t kSegmentBytes = sizeof(CuckooBucket) * CuckooIndex::kBuckets;
+constexpr size_t kSegmentsPerBlock = HugeBlock::kAlign / kSegmentBytes;
+}  // namespace
+
+CuckooIndex::CuckooIndex() { directory_.push_back(new_segment()); }
+
+CuckooIndex::Segment CuckooIndex::new_segment() {
+  if (segments_ % kSegmentsPerBlock == 0) memory_.emplace_back(HugeBlock::kAlign);
+  auto* buckets = reinterpret_cast<CuckooBucket*>(memory_.back().data() +
+                                                  (segments_ % kSegmentsPerBlock) * kSegmentBytes);
+  used_.push_back(0);
+  depths_.push_back(0);
+  return {buckets, segments_++};
+}
+
+void CuckooIndex::insert(uint64_t key, uint32_t row) {
+  const uint64_t h = hash(key);
+  while (!try_insert(directory_[directory_slot(h)], h, key, row)) split(h);
+  ++size_;
+}
+
+bool CuckooIndex::try_insert(const Segment& segment, uint64_t hash, uint64_t key, uint32_t row) {
+  if (used_[segment.number] >= kSegmentKeys) return false;
+  const Place at{hash, segment.buckets};
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    int slot = at.first().free_slot();
+    if (slot >= 0) {
+      at.first().set(slot, key, row, at.tag());
+      ++used_[segment.number];
+      return true;
+    }
+    slot = at.second().free_slot();
+    if (slot >= 0) {
+      at.second().set(slot, key, row, at.tag());
+      at.first().meta |= CuckooBucket::kSpilled;
+      ++used_[segment.number];
+      return true;
+    }
+    if (attempt == 0 && !make_room(segment, hash)) return false;
+  }
+  assert(false && "a path was found, so one of the two buckets has a free slot");
+  return false;
+}
+
+bool CuckooIndex::make_room(const Segment& segment, uint64_t hash) {
+  // Breadth first from both buckets: node k's bucket is reached by moving the key in `slot` of its
+  // parent's bucket there. A bucket is entered once, so a path never crosses itself.
+  struct Node {
+    uint32_t bucket;
+    int16_t parent;
+    int16_t slot;
+  };
+  Node nodes[kSearchNodes];
+  std::bitset<kBuckets> seen;
+  int count = 0;
+  for (const uint32_t start : {static_cast<uint32_t>(hash & (kBuckets - 1)), second_number(hash)}) {
+    nodes[count++] = {start, -1, -1};
+    seen.set(start);
+  }
+  for (int at = 0; at < count; ++at) {
+    const CuckooBucket& bucket = segment.buckets[nodes[at].bucket];
+    for (int slot = 0; slot < CuckooBucket::kSlots; ++slot) {
+      const uint64_t h = CuckooIndex::hash(bucket.keys[slot]);
+      const uint32_t first = h & (kBuckets - 1);
+      const uint32_t other = first == nodes[at].bucket ? second_number(h) : first;
+      if (seen.test(other)) continue;
+      int into = segment.buckets[other].free_slot();
+      if (into < 0) {
+        if (count < kSearchNodes) {
+          nodes[count++] = {other, static_cast<int16_t>(at), static_cast<int16_t>(slot)};
+          seen.set(other);
+        }
+        continue;
+      }
+      // Move keys from the free end of the path back to its start.
+      uint32_t to = other;
+      int from_slot = slot;
+      for (int node = at; node >= 0; node = nodes[node].parent) {
+        CuckooBucket& source = segment.buckets[nodes[node].bucket];
+        const uint64_t moved = CuckooIndex::hash(source.keys[from_slot]);
+        segment.buckets[to].set(into, source.keys[from_slot], source.rows[from_slot], tag_of(moved));
+        if ((moved & (kBuckets - 1)) != to) {
+          segment.buckets[moved & (kBuckets - 1)].meta |= CuckooBucket::kSpilled;
+        }
+        source.clear(from_slot);
+        to = nodes[node].bucket;
+        into = from_slot;
+        from_slot = nodes[node].slot;
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
+void CuckooIndex::split(uint64_t hash) {
+  const Segment old = directory_[directory_slot(hash)];
+  const uint32_t depth = depths_[old.number];
+  if (depth == depth_) {  // the directory needs one more bit: every entry twice
+    std::vector<Segment> wider;
+    wider.reserve(directory_.size() * 2);
+    for (const Segment& entry : directory_) wider.insert(wider.end(), 2, entry);
+    directory_ = std::move(wider);
+    ++depth_;
+  }
+  const Segment fresh = new_segment();
+  depths_[old.number] = depths_[fresh.number] = static_cast<uint8_t>(depth + 1);
+  const uint64_t bit = uint64_t{1} << (63 - depth);
+  for (uint32_t b = 0; b < kBuckets; ++b) {
+    CuckooBucket& from = old.buckets[b];
+    CuckooBucket& to = fresh.buckets[b];
+    to.meta = from.meta & CuckooBucket::kSpilled;
+    for (int slot = 0; slot < CuckooBucket::kSlots; ++slot) {
+      const uint32_t tag = from.tag(slot);
+      if (tag == 0 || (CuckooIndex::hash(from.keys[slot]) & bit) == 0) continue;
+      to.set(slot, from.keys[slot], from.rows[slot], tag);
+      from.clear(slot);
+      --used_[old.number];
+      ++used_[fresh.number];
+    }
+  }
+  for (size_t entry = 0; entry < directory_.size(); ++entry) {
+    const bool upper = (entry >> (depth_ - depth - 1)) & 1U;
+    if (directory_[entry].number == old.number && upper) directory_[entry] = fresh;
+  }
+}
+
+}  // namespace cuckooflow

@@ -1,0 +1,142 @@
+// From a 64-bit id to a row number: cuckoo hashing with two candidate buckets of one cache line each.
+//
+// Every 64-bit value is a valid key; an empty slot is told by its tag. The index is a directory of
+// segments of fixed size. A segment fills to 95 % by moving keys between their two buckets along the
+// shortest path (breadth first, bounded); then it splits in two by one more bit of the hash. A key keeps
+// its bucket and slot when its segment splits, so a split is one pass over 256 KiB: growth never pauses
+// for the size of the table.
+//
+// Reading is safe from many threads; writing needs exclusion (the owner's lock).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "hashing.h"
+#include "huge_memory.h"
+
+namespace cuckooflow {
+
+constexpr uint32_t kNoRow = 0xffffffffU;
+
+struct alignas(64) CuckooBucket {
+  static constexpr int kSlots = 5;
+  static constexpr int kTagBits = 6;
+  static constexpr uint32_t kTagMask = (1U << kTagBits) - 1;
+  static constexpr uint32_t kOnes = 0x01041041U;  // the lowest bit of each of five tags
+  static constexpr uint32_t kHighs = kOnes << (kTagBits - 1);
+  static constexpr uint32_t kSpilled = 1U << 30;
+
+  uint64_t keys[kSlots];
+  uint32_t rows[kSlots];
+  // Five tags of six bits, 0 for an empty slot; bit 30: a key whose first bucket this is may live in its
+  // second one.
+  uint32_t meta;
+
+  uint32_t tag(int slot) const { return (meta >> (slot * kTagBits)) & kTagMask; }
+  bool spilled() const { return (meta & kSpilled) != 0; }
+
+  void set(int slot, uint64_t key, uint32_t row, uint32_t tag) {
+    keys[slot] = key;
+    rows[slot] = row;
+    meta = (meta & ~(kTagMask << (slot * kTagBits))) | tag << (slot * kTagBits);
+  }
+  void clear(int slot) { meta &= ~(kTagMask << (slot * kTagBits)); }
+
+  int free_slot() const {
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (tag(slot) == 0) return slot;
+    }
+    return -1;
+  }
+
+  // All five tags are compared at once; a tag above a matching one may be a false alarm, which the key
+  // comparison settles.
+  uint32_t find(uint64_t key, uint32_t tag) const {
+    const uint32_t difference = (meta ^ tag * kOnes) & (kSpilled - 1);
+    uint32_t candidates = (difference - kOnes) & ~difference & kHighs;
+    while (candidates != 0) {
+      const int slot = __builtin_ctz(candidates) / kTagBits;
+      if (keys[slot] == key && this->tag(slot) == tag) return rows[slot];
+      candidates &= candidates - 1;
+    }
+    return kNoRow;
+  }
+};
+static_assert(sizeof(CuckooBucket) == 64, "a bucket is one cache line");
+
+class CuckooIndex {
+ public:
+  static constexpr uint32_t kBucketBits = 12;
+  static constexpr uint32_t kBuckets = 1U << kBucketBits;
+  static constexpr uint32_t kSegmentSlots = kBuckets * CuckooBucket::kSlots;
+  static constexpr uint32_t kSegmentKeys = static_cast<uint32_t>(0.95 * kSegmentSlots);
+  static constexpr int kSearchNodes = 1024;  // bound of the search for a path
+
+  // Where a key may be.
+  struct Place {
+    uint64_t hash;
+    CuckooBucket* buckets;  // of its segment
+
+    CuckooBucket& first() const { return buckets[hash & (kBuckets - 1)]; }
+    CuckooBucket& second() const { return buckets[second_number(hash)]; }
+    uint32_t tag() const { return tag_of(hash); }
+  };
+
+  CuckooIndex();
+
+  static uint64_t hash(uint64_t key) { return mix64(key + 0x9e3779b97f4a7c15ULL); }
+
+  Place place(uint64_t key) const {
+    const uint64_t h = hash(key);
+    return {h, directory_[directory_slot(h)].buckets};
+  }
+
+  uint32_t find(uint64_t key) const {
+    const Place at = place(key);
+    const uint32_t row = at.first().find(key, at.tag());
+    if (row != kNoRow || !at.first().spilled()) return row;
+    return at.second().find(key, at.tag());
+  }
+
+  // Adds a key that is not there.
+  void insert(uint64_t key, uint32_t row);
+
+  uint64_t size() const { return size_; }
+  uint64_t capacity() const { return uint64_t{segments_} * kSegmentSlots; }
+  uint64_t bytes() const { return memory_.size() * HugeBlock::kAlign; }
+  uint64_t segments() const { return segments_; }
+
+ private:
+  struct Segment {
+    CuckooBucket* buckets;
+    uint32_t number;
+  };
+
+  static uint32_t tag_of(uint64_t hash) {
+    const uint32_t tag = (hash >> kBucketBits) & CuckooBucket::kTagMask;
+    return tag + (tag == 0);
+  }
+  static uint32_t second_number(uint64_t hash) {
+    const uint32_t first = hash & (kBuckets - 1);
+    const uint32_t second = (hash >> (kBucketBits + CuckooBucket::kTagBits)) & (kBuckets - 1);
+    return second == first ? first ^ 1U : second;
+  }
+  // Depth 0 would shift by 64.
+  size_t directory_slot(uint64_t hash) const { return (hash >> 1) >> (63 - depth_); }
+
+  Segment new_segment();
+  bool try_insert(const Segment& segment, uint64_t hash, uint64_t key, uint32_t row);
+  bool make_room(const Segment& segment, uint64_t hash);
+  void split(uint64_t hash);
+
+  std::vector<Segment> directory_;   // 2^depth_ entries; a segment of lesser depth fills several
+  std::vector<uint32_t> used_;       // keys in each segment
+  std::vector<uint8_t> depths_;      // bits of the hash that each segment's keys share
+  std::vector<HugeBlock> memory_;    // eight segments a block
+  uint32_t depth_ = 0;
+  uint32_t segments_ = 0;
+  uint64_t size_ = 0;
+};
+
+}  // namespace cuckooflow

@@ -1,0 +1,166 @@
+#include "table.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace cuckooflow {
+
+Table::Table(const TableOptions& options)
+    : options_(options),
+      initial_(options.seed, options.init_stddev),
+      slab_(options.dim, options.optimizer.slots()) {
+  if (options.filter_bytes > 0) filter_ = AdmissionFilter(options.filter_bytes, options.buckets);
+}
+
+template <bool kWrite>
+void Table::find_batch(const uint64_t* ids, int n, uint32_t* rows) const {
+  const int64_t floats = kWrite ? options_.dim * (1 + options_.optimizer.slots()) : options_.dim;
+  CuckooIndex::Place places[kBatch];
+  int undecided[kBatch];
+  int waiting = 0;
+  for (int i = 0; i < n; ++i) {
+    places[i] = index_.place(ids[i]);
+    __builtin_prefetch(&places[i].first());
+  }
+  for (int i = 0; i < n; ++i) {
+    const CuckooBucket& first = places[i].first();
+    rows[i] = first.find(ids[i], places[i].tag());
+    if (rows[i] != kNoRow) {
+      slab_.prefetch<kWrite>(rows[i], floats);
+    } else if (first.spilled()) {
+      __builtin_prefetch(&places[i].second());
+      undecided[waiting++] = i;
+    }
+  }
+  for (int w = 0; w < waiting; ++w) {
+    const int i = undecided[w];
+    rows[i] = places[i].second().find(ids[i], places[i].tag());
+    if (rows[i] != kNoRow) slab_.prefetch<kWrite>(rows[i], floats);
+  }
+}
+
+void Table::lookup(const uint64_t* ids, int64_t n, float* out) const {
+  const int64_t dim = options_.dim;
+  uint32_t rows[kBatch];
+  for (int64_t start = 0; start < n; start += kBatch) {
+    const int batch = static_cast<int>(std::min<int64_t>(kBatch, n - start));
+    find_batch<false>(ids + start, batch, rows);
+    for (int i = 0; i < batch; ++i) {
+      float* to = out + (start + i) * dim;
+      if (rows[i] == kNoRow) {
+        initial_.fill(ids[start + i], to, dim);
+      } else {
+        std::memcpy(to, slab_.weights(rows[i]), sizeof(float) * dim);
+      }
+    }
+  }
+}
+
+uint32_t Table::create(uint64_t id) {
+  const uint32_t row = slab_.append();
+  *slab_.header(row) = {id, 0, 0};
+  float* weights = slab_.weights(row);
+  initial_.fill(id, weights, options_.dim);
+  options_.optimizer.init_slots(weights + options_.dim, options_.dim);
+  index_.insert(id, row);
+  return row;
+}
+
+void Table::touch(uint32_t row, uint32_t epoch) {
+  if (cut_) cut_->before_change(slab_, row);
+  RowHeader* header = slab_.header(row);
+  if (header->epoch == epoch) return;
+  header->epoch = epoch;
+  if (journaling_) journal_.add(epoch, row, slab_);
+}
+
+void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32_t epoch) {
+  const int64_t dim = options_.dim;
+  uint64_t ids[kBatch];
+  int64_t sources[kBatch];
+  uint32_t buckets[kBatch];
+  uint32_t rows[kBatch];
+  const auto total = static_cast<int64_t>(batch.ids.size());
+  for (int64_t start = 0; start < total;) {
+    int n = 0;
+    for (; start < total && n < kBatch; ++start) {
+      const uint32_t bucket = bucket_of(batch.ids[start], options_.buckets);
+      if (bucket_mask[bucket] == 0) continue;
+      ids[n] = batch.ids[start];
+      sources[n] = start;
+      buckets[n++] = bucket;
+    }
+    find_batch<true>(ids, n, rows);
+    for (int i = 0; i < n; ++i) {
+      if (rows[i] == kNoRow) {
+        const uint32_t needed = admission_of(ids[i]);
+        const uint32_t times = batch.counts[sources[i]];
+        if (needed > 1 && filter_.add(ids[i], buckets[i], times) < needed) {
+          ++not_admitted_;
+          continue;
+        }
+        rows[i] = create(ids[i]);
+      }
+      touch(rows[i], epoch);
+      float* weights = slab_.weights(rows[i]);
+      const uint32_t step = ++slab_.header(rows[i])->step;
+      options_.optimizer.apply(weights, weights + dim, batch.sums.data() + sources[i] * dim, dim, step);
+    }
+  }
+}
+
+void Table::assign(const uint64_t* ids, const float* weights, int64_t n, uint32_t epoch) {
+  const int64_t dim = options_.dim;
+  uint32_t rows[kBatch];
+  for (int64_t start = 0; start < n; start += kBatch) {
+    const int batch = static_cast<int>(std::min<int64_t>(kBatch, n - start));
+    find_batch<true>(ids + start, batch, rows);
+    for (int i = 0; i < batch; ++i) {
+      // Asked again before a row is made: an id that comes twice must not get two.
+      if (rows[i] == kNoRow) rows[i] = index_.find(ids[start + i]);
+      if (rows[i] == kNoRow) rows[i] = create(ids[start + i]);
+      touch(rows[i], epoch);
+      std::memcpy(slab_.weights(rows[i]), weights + (start + i) * dim, sizeof(float) * dim);
+    }
+  }
+}
+
+void Table::collect(uint32_t epoch, bool all, std::vector<uint64_t>* ids, std::vector<float>* weights) const {
+  std::vector<uint32_t> rows;
+  if (!all) journal_.collect(epoch, slab_, &rows);
+  const size_t n = all ? slab_.size() : rows.size();
+  ids->resize(n);
+  weights->resize(n * options_.dim);
+  for (size_t i = 0; i < n; ++i) {
+    if (!all && i + kBatch < n) slab_.prefetch<false>(rows[i + kBatch], options_.dim);
+    const uint32_t row = all ? static_cast<uint32_t>(i) : rows[i];
+    (*ids)[i] = slab_.header(row)->id;
+    std::memcpy(weights->data() + i * options_.dim, slab_.weights(row), sizeof(float) * options_.dim);
+  }
+}
+
+void Table::begin_cut(uint32_t epoch) {
+  cut_ = std::make_unique<TableCut>(slab_, epoch);
+  cut_filter_.resize(filter_.image_bytes());
+  filter_.save(cut_filter_.data());
+}
+
+void Table::end_cut() {
+  cut_.reset();
+  cut_filter_ = {};
+}
+
+bool Table::load_rows(const uint8_t* images, uint32_t n) {
+  for (uint32_t i = 0; i < n; ++i, images += slab_.row_bytes()) {
+    RowHeader header;
+    std::memcpy(&header, images, sizeof(header));
+    if (index_.find(header.id) != kNoRow) return false;
+    const uint32_t row = slab_.append();
+    std::memcpy(slab_.at(row), images, slab_.row_bytes());
+    slab_.header(row)->epoch = 0;
+    index_.insert(header.id, row);
+  }
+  return true;
+}
+
+}  // namespace cuckooflow

@@ -1,0 +1,1 @@
+"""Event logs: partitions of messages with offsets, one contract for local folders and brokers."""

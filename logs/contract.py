@@ -1,0 +1,125 @@
+"""What every event log offers: read, read_range, end offset, incarnation, append.
+
+A log is a fixed set of partitions. A partition is a sequence of messages with ascending offsets;
+offsets may have holes (compaction, transaction markers), so a reader continues at
+:attr:`MessageBatch.next_offset`, never at "last offset + 1". A :class:`Position` names a row inside
+a message, because one message may carry many rows and a training batch may end in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+class Position(NamedTuple):
+    """The place of a row in a partition; ordered by (offset, row).
+
+    A range is half open: ``first <= row < last``. ``Position(7, 0)`` is the start of message 7.
+    """
+
+    offset: int
+    row: int = 0
+
+
+class LogRange(NamedTuple):
+    """A contiguous, half-open range of one partition of one incarnation of a log."""
+
+    log: str
+    incarnation: str
+    partition: int
+    first: Position
+    last: Position
+
+
+@dataclass(frozen=True)
+class MessageBatch:
+    """Messages of one partition, columnar.
+
+    Attributes:
+        partition: which partition.
+        offsets: (n,) int64, ascending, may have holes.
+        append_us: (n,) int64, when each message was appended, microseconds since the epoch, UTC.
+        values: (n,) pa.BinaryArray; a null is a tombstone.
+        next_offset: where the next read begins; past the last offset here, holes included.
+    """
+
+    partition: int
+    offsets: npt.NDArray[np.int64]
+    append_us: npt.NDArray[np.int64]
+    values: pa.BinaryArray
+    next_offset: int
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+class LogReader(Protocol):
+    """The reading side. Safe to use while another process appends. Not thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """The log's name, as it stands in marks and dead letters."""
+        ...
+
+    def incarnation(self) -> str:
+        """An identifier made when the log was created; a recreated log has another."""
+        ...
+
+    def partitions(self) -> Sequence[int]:
+        """All partitions, ascending."""
+        ...
+
+    def start_offset(self, partition: int) -> int:
+        """The first offset that retention has kept."""
+        ...
+
+    def end_offset(self, partition: int) -> int:
+        """One past the last whole message."""
+        ...
+
+    def sealed(self, partition: int) -> bool:
+        """Whether the log was closed for good, so that nothing follows ``end_offset``; never on a broker."""
+        ...
+
+    def read(
+        self, partition: int, offset: int, max_messages: int = 65_536, max_bytes: int = 16 << 20
+    ) -> MessageBatch:
+        """What is there from ``offset`` on, at once; an empty batch at the end, never a wait.
+
+        At least one message is returned when there is one, even if it is over ``max_bytes``.
+
+        Raises:
+            OffsetOutOfRange: ``offset`` is before ``start_offset`` or past ``end_offset``.
+        """
+        ...
+
+    def read_range(self, partition: int, first: int, last: int) -> Iterator[MessageBatch]:
+        """Every message with ``first <= offset < last``, in order, in batches of bounded size.
+
+        Raises:
+            OffsetOutOfRange: a part of the range was deleted by retention or lies past the end.
+        """
+        ...
+
+
+class LogWriter(Protocol):
+    """The writing side: one writer a partition, held by a lock."""
+
+    def append(self, partition: int, values: Sequence[bytes] | pa.BinaryArray, append_us: int) -> int:
+        """Append messages; they are durable and readable when this returns. The first one's offset.
+
+        Raises:
+            LogLocked: another process writes this partition.
+            MessageTooLarge, MessageNotStorable: nothing of this call was written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the locks. Idempotent."""
+        ...

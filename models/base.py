@@ -1,0 +1,302 @@
+"""What a model is: its parameters in the store, a compiled training step, a compiled prediction.
+
+Parameters live in the embedding store; a model declares them (without TensorFlow, which only the first
+step or prediction imports) and turns pulled values into probabilities and gradients. It keeps nothing
+between calls but its compiled functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cuckooflow.embedding_store.api import DenseConfig, Floats, Ids, TableConfig
+from cuckooflow.models.encoding import Encoded, Encoder
+from cuckooflow.models.features import FeatureSpec, slots
+from cuckooflow.models.spec import ModelSpec
+
+#: Given ids for each table, the rows for each table and all dense parameters: ``Store.pull``.
+Pull = Callable[[Mapping[str, Ids]], tuple[Mapping[str, Floats], Mapping[str, Floats]]]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The distinct ids of a batch.
+
+    Attributes:
+        ids: (U,) uint64, distinct, ascending.
+        inverse: (B, C) int32: the place in ``ids`` of each place of the batch; 0 where unused.
+        counts: (U,) uint32: how often each id occurred; unused places do not count.
+    """
+
+    ids: Ids
+    inverse: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.uint32]
+
+
+def distinct(encoded: Encoded) -> Lookup:
+    """The distinct ids of the used places, so that each travels once."""
+    used = encoded.weights != 0
+    ids, inverse, counts = np.unique(encoded.ids[used], return_inverse=True, return_counts=True)
+    full = np.zeros(encoded.ids.shape, np.int32)
+    full[used] = inverse
+    return Lookup(ids, full, counts.astype(np.uint32))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What each row says about each label.
+
+    The loss of a row and label is ``positive * -log(p) + negative * -log(1 - p)``. An ordinary example
+    has (1, 0) or (0, 1), one whose label is unknown (0, 0), and a late positive whose row was trained as a
+    negative before has (1, -1): it learns the one and takes back the other.
+
+    Attributes:
+        positive, negative: (B, L) float32.
+    """
+
+    positive: Floats
+    negative: Floats
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What :meth:`Model.forward` gets, as tensors.
+
+    Attributes:
+        fields: table name -> (B, F, dim): each field's pooled rows.
+        numbers: (B, K).
+    """
+
+    fields: Mapping[str, Any]
+    numbers: Any
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step found.
+
+    Attributes:
+        probabilities: (B, L) float32, predicted before anything was learned from these rows.
+        loss: the summed loss of the batch.
+        row_gradients: table name -> (U, dim) float32, summed over the batch.
+        dense_gradients: parameter name -> float32, summed over the batch and divided by ``step_rows``.
+    """
+
+    probabilities: Floats
+    loss: float
+    row_gradients: Mapping[str, Floats]
+    dense_gradients: Mapping[str, Floats]
+
+    def finite(self) -> bool:
+        """Whether every gradient and the loss are finite."""
+        arrays = (*self.row_gradients.values(), *self.dense_gradients.values())
+        return bool(np.isfinite(self.loss)) and all(bool(np.isfinite(a).all()) for a in arrays)
+
+
+@functools.cache
+def tensorflow() -> Any:
+    """TensorFlow, imported at the first call (some seconds)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    return tf
+
+
+class Model(ABC):
+    """Base of every model. Thread-safe.
+
+    Args:
+        spec: the model's options.
+        features: the job's features.
+
+    Raises:
+        SpecError: the features do not fit together.
+    """
+
+    def __init__(self, spec: ModelSpec, features: Sequence[FeatureSpec]) -> None:
+        self.spec = spec
+        self.encoder = Encoder(features)
+        self._slot_admission = {
+            slot: feature.admission
+            for feature, slot in zip(features, slots(features).values(), strict=True)
+            if feature.admission is not None
+        }
+        self._lock = threading.Lock()
+        self._compiled: tuple[Any, Any] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order of every (B, L) array."""
+        return self.spec.labels
+
+    @property
+    @abstractmethod
+    def tables(self) -> tuple[TableConfig, ...]:
+        """The tables it needs. Every table is looked up with the same feature ids."""
+
+    @property
+    @abstractmethod
+    def dense(self) -> tuple[DenseConfig, ...]:
+        """The dense parameters it needs."""
+
+    @abstractmethod
+    def forward(self, inputs: Inputs, dense: Mapping[str, Any]) -> Any:
+        """Logits, (B, L), from tensors to a tensor; traced once."""
+
+    def encode(self, batch: pa.RecordBatch) -> Encoded:
+        """See :meth:`cuckooflow.models.encoding.Encoder.encode`."""
+        return self.encoder.encode(batch)
+
+    def wanted(self, lookup: Lookup) -> dict[str, Ids]:
+        """Table name -> ids, as ``Store.pull`` takes them."""
+        return {table.name: lookup.ids for table in self.tables}
+
+    def train_step(
+        self,
+        encoded: Encoded,
+        lookup: Lookup,
+        rows: Mapping[str, Floats],
+        dense: Mapping[str, Floats],
+        targets: Targets,
+        step_rows: int,
+    ) -> StepResult:
+        """Probabilities and gradients of one batch. Nothing is applied here.
+
+        Args:
+            encoded, lookup: B rows and their distinct ids; B at least 1.
+            rows: table name -> (U, dim) float32, pulled.
+            dense: parameter name -> value, pulled.
+            targets: of the same rows.
+            step_rows: rows of a full batch. Dense gradients are divided by it, not by B, so that a
+                ragged small batch makes a small step.
+        """
+        step, _ = self._functions()
+        probabilities, loss, row_gradients, dense_gradients = step(
+            self._arrays(encoded, lookup, rows, dense),
+            targets.positive,
+            targets.negative,
+            np.float32(1.0 / step_rows),
+        )
+        return StepResult(
+            probabilities.numpy(),
+            float(loss),
+            {name: g.numpy() for name, g in row_gradients.items()},
+            {name: g.numpy() for name, g in dense_gradients.items()},
+        )
+
+    def predict(
+        self, encoded: Encoded, lookup: Lookup, rows: Mapping[str, Floats], dense: Mapping[str, Floats]
+    ) -> Floats:
+        """(B, L) float32 probabilities, in the order of :attr:`labels`."""
+        if not len(encoded):
+            return np.zeros((0, len(self.labels)), np.float32)
+        _, predict = self._functions()
+        result: Floats = predict(self._arrays(encoded, lookup, rows, dense)).numpy()
+        return result
+
+    def _table(self, name: str, dim: int, **options: Any) -> TableConfig:
+        return TableConfig(
+            name=name,
+            dim=dim,
+            seed=self.spec.seed,
+            admission=self.spec.admission,
+            slot_admission=self._slot_admission,
+            **options,
+        )
+
+    def _arrays(
+        self,
+        encoded: Encoded,
+        lookup: Lookup,
+        rows: Mapping[str, Floats],
+        dense: Mapping[str, Floats],
+    ) -> dict[str, Any]:
+        return {
+            "inverse": lookup.inverse,
+            "weights": encoded.weights,
+            "numbers": encoded.numbers,
+            "rows": {table.name: rows[table.name] for table in self.tables},
+            "dense": {parameter.name: dense[parameter.name] for parameter in self.dense},
+        }
+
+    def _functions(self) -> tuple[Any, Any]:
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = self._compile()
+            return self._compiled
+
+    def _compile(self) -> tuple[Any, Any]:
+        tf = tensorflow()
+        places = len(self.encoder.fields)
+        single = places == self.encoder.num_fields
+        member = np.zeros((places, self.encoder.num_fields), np.float32)
+        member[np.arange(places), self.encoder.fields] = 1.0
+
+        def pooled(rows: Any, inverse: Any, weights: Any) -> Any:
+            taken = tf.gather(rows, inverse)
+            if single:  # one place a field, always used
+                return taken
+            return tf.einsum("bcd,cf->bfd", taken * weights[:, :, tf.newaxis], member)
+
+        def logits(rows: Any, dense: Any, inverse: Any, weights: Any, numbers: Any) -> Any:
+            fields = {name: pooled(value, inverse, weights) for name, value in rows.items()}
+            return self.forward(Inputs(fields, numbers), dense)
+
+        def tensor(*shape: int | None) -> Any:
+            return tf.TensorSpec(shape, tf.float32)
+
+        arrays = {
+            "inverse": tf.TensorSpec((None, places), tf.int32),
+            "weights": tensor(None, places),
+            "numbers": tensor(None, self.encoder.num_numbers),
+            "rows": {table.name: tensor(None, table.dim) for table in self.tables},
+            "dense": {parameter.name: tensor(*parameter.shape) for parameter in self.dense},
+        }
+        labels = tensor(None, len(self.labels))
+
+        # The shapes leave the number of rows and of ids open, so each function is traced once.
+        @tf.function(input_signature=[arrays, labels, labels, tensor()])
+        def step(a: Any, positive: Any, negative: Any, scale: Any) -> Any:
+            rows, dense = a["rows"], a["dense"]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([rows, dense])
+                z = logits(rows, dense, a["inverse"], a["weights"], a["numbers"])
+                loss = tf.reduce_sum(positive * tf.nn.softplus(-z) + negative * tf.nn.softplus(z))
+            row_gradients, dense_gradients = tape.gradient(
+                loss, [rows, dense], unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            return (
+                tf.sigmoid(z),
+                loss,
+                {name: tf.convert_to_tensor(g) for name, g in row_gradients.items()},
+                {name: g * scale for name, g in dense_gradients.items()},
+            )
+
+        @tf.function(input_signature=[arrays])
+        def predict(a: Any) -> Any:
+            return tf.sigmoid(logits(a["rows"], a["dense"], a["inverse"], a["weights"], a["numbers"]))
+
+        return step, predict
+
+
+def predict_batch(model: Model, batch: pa.RecordBatch, pull: Pull) -> dict[str, npt.NDArray[np.float32]]:
+    """Label -> (n,) float32 probabilities for the rows of a batch.
+
+    Args:
+        pull: as ``Store.pull``: rows of the asked tables and the dense parameters.
+    """
+    encoded = model.encode(batch)
+    lookup = distinct(encoded)
+    rows, dense = pull(model.wanted(lookup))
+    probabilities = model.predict(encoded, lookup, rows, dense)
+    return {label: probabilities[:, k] for k, label in enumerate(model.labels)}

@@ -1,0 +1,185 @@
+"""The command line: ``cuckooflow validate | plan | run | store | serve | up | demo | log``.
+
+Exit codes: 0 done, 1 failed, 2 usage or spec error. Beam and TensorFlow are imported only by the
+commands that need them, so that ``validate`` and ``plan`` answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cuckooflow import __version__
+from cuckooflow.errors import CuckooflowError, SpecError
+from cuckooflow.pipelines import log_commands
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
+)
+store_app = typer.Typer(no_args_is_help=True, help="The embedding store.")
+app.add_typer(store_app, name="store")
+app.add_typer(log_commands.app, name="log")
+
+SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
+
+
+class PipelineName(StrEnum):
+    join = "join"
+    train = "train"
+
+
+class RunnerName(StrEnum):
+    direct = "direct"
+    prism = "prism"
+
+
+class Dataset(StrEnum):
+    movielens = "movielens"
+    simulator = "simulator"
+
+
+@app.command()
+def validate(spec_file: SpecFile) -> None:
+    """Check a job spec; every fault is printed with its line, its field and what is allowed."""
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    job = load_spec(spec_file)
+    print(f"{spec_file}: valid: job {job.name}, {len(job.features)} features, model {job.model.kind}")
+
+
+@app.command()
+def plan(spec_file: SpecFile) -> None:
+    """Show stages, tables, dims and options of a job. Runs nothing."""
+    from cuckooflow.pipelines.options import store_config
+    from cuckooflow.pipelines.plan import print_plan
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    job = load_spec(spec_file)
+    print_plan(job, store_config(job), Console(soft_wrap=True, highlight=False))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    pipeline: PipelineName,
+    spec_file: SpecFile,
+    runner: Annotated[RunnerName, typer.Option(help="where the pipeline runs")] = RunnerName.direct,
+    stop_at_end: Annotated[
+        bool, typer.Option("--stop-at-end", help="process what the logs hold, close every window, and stop")
+    ] = False,
+) -> None:
+    """Run the join or the train pipeline. Options not known here go to Beam."""
+    from cuckooflow.pipelines.run import run_pipeline
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    unexpected = [arg for arg in context.args if not arg.startswith("-")]
+    if unexpected and not any(arg.startswith("--") and "=" not in arg for arg in context.args):
+        raise SpecError(f"expected options for Beam as --name=value, received {' '.join(unexpected)}")
+    run_pipeline(pipeline.value, load_spec(spec_file), runner.value, stop_at_end, context.args)
+
+
+@store_app.command("serve")
+def store_serve(spec_file: SpecFile) -> None:
+    """Run the job's embedding store, until SIGTERM; it writes a checkpoint before it ends."""
+    from cuckooflow.embedding_store.server import serve
+    from cuckooflow.pipelines.options import store_config
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    job = load_spec(spec_file)
+    serve(
+        store_config(job),
+        job.path(job.store.data),
+        job.store.listen,
+        checkpoint_interval_s=job.store.checkpoint_interval / 1e6,
+    )
+
+
+@app.command()
+def serve(spec_file: SpecFile) -> None:
+    """Run the scorer: applies snapshots as they come and answers predict requests over HTTP."""
+    from cuckooflow.pipelines.scorer import serve_job
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    serve_job(load_spec(spec_file))
+
+
+@app.command()
+def up(spec_file: SpecFile) -> None:
+    """Run store, join, train and scorer as supervised processes, until interrupted."""
+    from cuckooflow.pipelines.spec_file import load_spec
+    from cuckooflow.pipelines.supervisor import Supervisor, address_files
+
+    job = load_spec(spec_file)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    supervisor = Supervisor(spec_file, job, on_event=lambda line: print(f"up: {line}", flush=True))
+    with supervisor:
+        supervisor.wait_ready()
+        print(
+            f"up: scorer at http://{address_files(job)[1].read_text().strip()}/v1/models/{job.name}",
+            flush=True,
+        )
+        supervisor.run_until(stop)
+
+
+@app.command()
+def demo(
+    dataset: Annotated[
+        Dataset, typer.Option(help="real ratings, or simulated ones without a download")
+    ] = Dataset.movielens,
+    folder: Annotated[Path, typer.Option("--dir", help="where the run is written; emptied first")] = Path(
+        "demo-run"
+    ),
+) -> None:
+    """The whole way once: replay two event logs through join, training and serving, and check the outcome."""
+    from cuckooflow.pipelines.demo.demo import run_demo
+
+    raise typer.Exit(run_demo(dataset.value, folder))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cuckooflow {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and stop"),
+    ] = False,
+) -> None:
+    del version
+    logging.basicConfig(
+        level=os.environ.get("CUCKOOFLOW_LOG_LEVEL", "WARNING"),
+        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
+    )
+    logging.getLogger("cuckooflow").setLevel(os.environ.get("CUCKOOFLOW_LOG_LEVEL", "INFO"))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def main() -> None:
+    """Entry point of the ``cuckooflow`` command."""
+    try:
+        app()
+    except SpecError as e:
+        print(f"cuckooflow: {e}", file=sys.stderr)
+        sys.exit(2)
+    except CuckooflowError as e:
+        print(f"cuckooflow: {type(e).__name__}: {e}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

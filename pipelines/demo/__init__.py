@@ -1,0 +1,1 @@
+"""The demo: the whole way once, on real data, watched and checked."""

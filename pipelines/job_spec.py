@@ -1,0 +1,213 @@
+"""The job spec: one YAML file that says what is joined, learned, stored and served.
+
+:class:`JobSpec` is the whole; each section is a class of its own, and parts that have options of
+their own (columns, features, model) bring them. :mod:`cuckooflow.pipelines.spec_file` reads the file
+and reports every fault at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cuckooflow.models.features import FeatureSpec
+from cuckooflow.models.spec import ModelSpec
+from cuckooflow.pipelines.duration import DurationUs
+from cuckooflow.transforms.columns import Column
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown keys are faults, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LogSpec(Section):
+    """A local log.
+
+    Attributes:
+        path: its folder, relative to the job's ``dir``.
+        partitions: how many it is created with where it does not exist yet, default 1; an existing
+            log keeps its own. More partitions let more writers and readers work side by side.
+    """
+
+    path: Path
+    partitions: int = Field(1, ge=1, le=1024)
+
+
+class LogsSpec(Section):
+    """The logs of a job; those with a default are made by the job itself.
+
+    Attributes:
+        impressions: what was shown, with features (JSON messages).
+        actions: what people did (JSON messages).
+        examples: joined training rows; the trainer reads it, and it is the store's write-ahead log.
+        late: actions that came after their impression's window had closed, as flagged examples.
+        unmatched: actions that found no impression, with the reason.
+        dead_letters: rows that the join refused, with reason, bytes and position.
+        join_balances, train_metrics, train_dead_letters: what the two pipelines report.
+    """
+
+    impressions: LogSpec
+    actions: LogSpec
+    examples: LogSpec = LogSpec(path=Path("logs/examples"))
+    late: LogSpec = LogSpec(path=Path("logs/late"))
+    unmatched: LogSpec = LogSpec(path=Path("logs/unmatched"))
+    dead_letters: LogSpec = LogSpec(path=Path("logs/dead_letters"))
+    join_balances: LogSpec = LogSpec(path=Path("logs/join_balances"))
+    train_metrics: LogSpec = LogSpec(path=Path("logs/train_metrics"))
+    train_dead_letters: LogSpec = LogSpec(path=Path("logs/train_dead_letters"))
+
+
+class ColumnsSpec(Section):
+    """The columns of the two input logs: name -> type, and for times unit and zone."""
+
+    impressions: dict[Name, Column] = Field(min_length=1)
+    actions: dict[Name, Column] = Field(min_length=1)
+
+
+class JoinSpec(Section):
+    """How actions find their impressions.
+
+    Attributes:
+        key: columns, in both logs, that name one impression (request and item).
+        impression_time, action_time, action_type: which columns hold these.
+        action_id: the column that tells two actions of one type on one impression apart; without
+            it the action's time does.
+        emit: ``complete`` gives one example an impression when its window closes; ``eager`` gives a
+            positive as soon as both have arrived.
+        late_horizon: how long after the window an action still yields a late example, default 1 day.
+            Costs state: impressions are kept that long.
+        max_skew: how far out of order a partition's event times may be, default 1 minute. Costs
+            freshness: windows close that much later.
+        max_future_skew: an event time further past its append time is a dead letter, default 1 hour.
+        max_lead: a partition this far ahead of the slowest is paused, default 1 day.
+        idle_after: a partition with nothing new for so long no longer holds the clock, default 10 s.
+        num_shards: the keyed parallelism, fixed for the life of a job; 4 x the largest planned.
+        cache_bytes: memory for closed impressions, a shard, default 64 MiB; past it they are read
+            back from state.
+        state_buckets: ring of state cells by event time, default 16.
+        tick: how often late actions are looked up together, default 1 s. Costs their freshness.
+        balance_interval: how often the balances are reported, default 1 s.
+    """
+
+    key: list[Name] = Field(min_length=1, max_length=8)
+    impression_time: Name
+    action_time: Name
+    action_type: Name
+    action_id: Name | None = None
+    emit: Literal["complete", "eager"] = "complete"
+    late_horizon: DurationUs = 86_400_000_000
+    max_skew: DurationUs = 60_000_000
+    max_future_skew: DurationUs = 3_600_000_000
+    max_lead: DurationUs = 86_400_000_000
+    idle_after: DurationUs = 10_000_000
+    num_shards: int = Field(8, ge=1, le=1024)
+    cache_bytes: int = Field(64 << 20, ge=1 << 16)
+    state_buckets: int = Field(16, ge=4, le=32)
+    tick: DurationUs = 1_000_000
+    balance_interval: DurationUs = 1_000_000
+
+
+class LabelSpec(Section):
+    """A label: which action type sets it, and how long after the impression that counts."""
+
+    action: str = Field(min_length=1, max_length=128)
+    window: DurationUs
+
+
+class NegativeSamplingSpec(Section):
+    """Keep only a part of the examples that are negative in every label.
+
+    Attributes:
+        rate: the share that is kept, (0, 1], default 1.
+        seed: of the hash that decides.
+        correction: ``log_odds`` shifts the scores (one label), ``weight`` trains kept negatives with
+            weight 1/rate (any number of labels).
+    """
+
+    rate: float = Field(1.0, gt=0.0, le=1.0)
+    seed: int = 0
+    correction: Literal["log_odds", "weight"] = "log_odds"
+
+
+class TrainingSpec(Section):
+    """How the trainer steps.
+
+    Attributes:
+        batch_size: rows a gradient step, default 256.
+        max_delay: a partial batch is trained after so long, with its step scaled, default 2 s.
+        dedupe_rows: how far back, in rows, a repeated example is recognised; default 1 million
+            (16 bytes each). A restarted join repeats what it had written.
+        metrics_window: event time that one progressive metrics record covers, default 1 hour.
+        counting: also count every feature id in the table ``_count``, for checks by equality.
+    """
+
+    batch_size: int = Field(256, ge=1, le=65_536)
+    max_delay: DurationUs = 2_000_000
+    dedupe_rows: int = Field(1_000_000, ge=0, le=100_000_000)
+    metrics_window: DurationUs = Field(3_600_000_000, ge=1_000_000)
+    counting: bool = False
+
+
+class StoreSpec(Section):
+    """The embedding store's process.
+
+    Attributes:
+        listen: address, loopback only; port 0 takes a free one, which ``address`` in its data folder tells.
+        data: folder of its checkpoints, relative to ``dir``.
+        buckets: logical buckets of ids, fixed at creation, default 64.
+        checkpoint_interval: default 30 s. Costs writing; what was lost since is trained again from
+            the examples log.
+    """
+
+    listen: str = Field("127.0.0.1:0", pattern=r"^.+:\d{1,5}$")
+    data: Path = Path("store")
+    buckets: int = Field(64, ge=1, le=4096)
+    checkpoint_interval: DurationUs = 30_000_000
+
+
+class SnapshotsSpec(Section):
+    """Parameters on their way to serving.
+
+    Attributes:
+        dir: where snapshots are published, relative to the job's ``dir``.
+        interval: between deltas, default 2 s.
+        full_interval: between full snapshots, default 1 day.
+    """
+
+    dir: Path = Path("snapshots")
+    interval: DurationUs = 2_000_000
+    full_interval: DurationUs = 86_400_000_000
+
+
+class ServingSpec(Section):
+    """The scorer. ``listen``: address of its HTTP server, default 127.0.0.1:8501; port 0 takes a free one."""
+
+    listen: str = Field("127.0.0.1:8501", pattern=r"^.+:\d{1,5}$")
+
+
+class JobSpec(Section):
+    """A job. ``dir``: its folder, relative to the YAML file; every other path is relative to it."""
+
+    name: Name
+    dir: Path = Path()
+    logs: LogsSpec
+    columns: ColumnsSpec
+    join: JoinSpec
+    labels: dict[Name, LabelSpec] = Field(min_length=1, max_length=32)
+    negative_sampling: NegativeSamplingSpec = NegativeSamplingSpec()
+    features: list[FeatureSpec] = Field(min_length=1, max_length=1024)
+    model: ModelSpec
+    training: TrainingSpec = TrainingSpec()
+    store: StoreSpec = StoreSpec()
+    snapshots: SnapshotsSpec = SnapshotsSpec()
+    serving: ServingSpec = ServingSpec()
+
+    def path(self, relative: Path) -> Path:
+        """A path of the spec, resolved against the job's folder."""
+        return self.dir / relative

@@ -1,0 +1,1 @@
+"""The join pipeline: two logs in, the examples log out."""

@@ -1,0 +1,119 @@
+"""What a job would do, without running it: stages, tables and dims, options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from cuckooflow.embedding_store.api import Optimizer, StoreConfig
+from cuckooflow.pipelines.duration import format_duration
+from cuckooflow.pipelines.job_spec import JobSpec
+
+
+def print_plan(job: JobSpec, store: StoreConfig, console: Console) -> None:
+    """Print the plan of both pipelines and of the store they share."""
+    console.print(f"[bold]{job.name}[/bold]  (folder {job.dir})")
+    _table(console, "join: stages", ("stage", "reads", "writes", "keyed by"), _join_stages(job))
+    _table(console, "train: stages", ("stage", "reads", "writes", "keyed by"), _train_stages(job))
+    _table(console, "labels", ("label", "action", "window"), _labels(job))
+    _table(console, "features", ("feature", "from", "kind"), _features(job))
+    _table(
+        console, "store: tables", ("table", "dim", "optimizer", "admission", "bytes a row"), _tables(store)
+    )
+    _table(console, "store: dense parameters", ("parameter", "shape", "values", "optimizer"), _dense(store))
+    _table(console, "options", ("option", "value"), _options(job))
+
+
+def _table(console: Console, title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print()
+
+
+def _join_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
+    logs = job.logs
+    shards = f"{job.join.num_shards} shards of hash({', '.join(job.join.key)})"
+    yield (
+        "ReadLogs",
+        f"{logs.impressions.path}, {logs.actions.path}",
+        f"elements; refused rows to {logs.dead_letters.path}",
+        "-",
+    )
+    yield "OnlineJoin", "elements", f"examples; {logs.late.path}, {logs.unmatched.path}", shards
+    yield "NegativeSampling", "examples, late", "examples, late", shards
+    yield (
+        "WriteExamples",
+        "examples",
+        f"{logs.examples.path} ({logs.examples.partitions} partitions)",
+        "shard mod partitions",
+    )
+
+
+def _train_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
+    logs = job.logs
+    yield "ReadExamples", f"{logs.examples.path}", "ranges of rows, from the store's marks", "-"
+    yield (
+        "TrainStep",
+        "ranges",
+        f"store; ticks; {logs.train_metrics.path}, {logs.train_dead_letters.path}",
+        "partition",
+    )
+    yield "EmitSnapshots", "ticks", f"{job.snapshots.dir}", "one key"
+
+
+def _labels(job: JobSpec) -> Iterable[tuple[str, ...]]:
+    for name, label in job.labels.items():
+        learned = "" if name in job.model.labels else "  (joined, not learned)"
+        yield name + learned, label.action, format_duration(label.window)
+
+
+def _features(job: JobSpec) -> Iterable[tuple[str, ...]]:
+    for feature in job.features:
+        yield feature.name, ", ".join(feature.inputs), feature.kind
+
+
+def _tables(store: StoreConfig) -> Iterable[tuple[str, ...]]:
+    slots = {"sgd": 0, "adagrad": 1, "adam": 2}
+    for table in store.tables:
+        row_bytes = 4 * table.dim * (1 + slots[table.optimizer.kind]) + 16
+        yield table.name, str(table.dim), _optimizer(table.optimizer), str(table.admission), str(row_bytes)
+
+
+def _dense(store: StoreConfig) -> Iterable[tuple[str, ...]]:
+    for parameter in store.dense:
+        count = 1
+        for extent in parameter.shape:
+            count *= extent
+        shape = " x ".join(map(str, parameter.shape))
+        yield parameter.name, shape, f"{count:,}", _optimizer(parameter.optimizer)
+
+
+def _optimizer(optimizer: Optimizer) -> str:
+    return f"{optimizer.kind} {optimizer.learning_rate:g}"
+
+
+def _options(job: JobSpec) -> Iterable[tuple[str, ...]]:
+    join, training = job.join, job.training
+    yield "join.emit", join.emit
+    yield "join.late_horizon", format_duration(join.late_horizon)
+    yield "join.max_skew", format_duration(join.max_skew)
+    yield (
+        "negative_sampling",
+        f"keep {job.negative_sampling.rate:g}, correction {job.negative_sampling.correction}",
+    )
+    yield "model", f"{job.model.kind} for {', '.join(job.model.labels)}"
+    yield "training.batch_size", str(training.batch_size)
+    yield "training.max_delay", format_duration(training.max_delay)
+    yield "store", f"{job.store.listen}, data in {job.store.data}, {job.store.buckets} buckets"
+    yield "store.checkpoint_interval", format_duration(job.store.checkpoint_interval)
+    yield (
+        "snapshots",
+        f"every {format_duration(job.snapshots.interval)}, full every {format_duration(job.snapshots.full_interval)}",
+    )
+    yield "serving", job.serving.listen

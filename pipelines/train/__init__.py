@@ -1,0 +1,1 @@
+"""The train pipeline: the examples log in, store updates and snapshots out."""

@@ -1,0 +1,1 @@
+"""Per-runner option presets."""

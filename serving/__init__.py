@@ -1,0 +1,1 @@
+"""The replica that applies snapshots, and the scorer over it."""

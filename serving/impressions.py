@@ -1,0 +1,72 @@
+"""What was served, written to the impressions log: the loop from serving back to training."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuckooflow.logs.local_log import LocalLogWriter
+from cuckooflow.serving.times import TimeFormat
+
+
+@dataclass(frozen=True)
+class ImpressionOptions:
+    """How impressions are written, and what their columns are called.
+
+    Attributes:
+        log: folder of the impressions log; None (default): requests to log are refused.
+        partition: which of its partitions the scorer writes, default 0. It holds the partition's lock from
+            the first logged request on; who else writes this log needs partitions of their own.
+        request_column, time_column: of request id and event time, default ``request_id`` and ``time``.
+        version_column: takes the version of the model that scored, default ``model_version``.
+        time_format: how the log writes event times, default seconds since the epoch.
+    """
+
+    log: Path | None = None
+    partition: int = 0
+    request_column: str = "request_id"
+    time_column: str = "time"
+    version_column: str = "model_version"
+    time_format: TimeFormat = TimeFormat()
+
+
+class ImpressionLog:
+    """Appends impressions, durably. Thread-safe.
+
+    Args:
+        path: folder of a local log.
+        partition: see :class:`ImpressionOptions`.
+    """
+
+    def __init__(self, path: Path, partition: int) -> None:
+        self._path = path
+        self._partition = partition
+        self._lock = threading.Lock()
+        self._writer: LocalLogWriter | None = None
+
+    def append(self, rows: Sequence[Mapping[str, object]], append_us: int) -> int:
+        """Write a message for each row; durable when this returns. The first one's offset.
+
+        Raises:
+            LogError: another process writes the partition, there is no such log, or the disk refused. The
+                next call tries again.
+        """
+        messages = [
+            json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+            for row in rows
+        ]
+        with self._lock:
+            if self._writer is None:
+                # At the first use, not at the start: until someone asks for it, the log is others' to write.
+                self._writer = LocalLogWriter(self._path, [self._partition])
+            return self._writer.append(self._partition, messages, append_us)
+
+    def close(self) -> None:
+        """Release the partition. Idempotent."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None

@@ -1,0 +1,61 @@
+"""Build: the native core, and the mapping of top-level folders to ``cuckooflow.<folder>``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+FOLDERS = ("logs", "embedding_store", "models", "transforms", "serving", "runners", "pipelines")
+
+
+def packages() -> dict[str, str]:
+    """Import name -> folder, for every folder that holds an ``__init__.py``."""
+    found = {"cuckooflow": "cuckooflow"}
+    for folder in FOLDERS:
+        for init in sorted((ROOT / folder).rglob("__init__.py")):
+            path = init.parent.relative_to(ROOT).as_posix()
+            found["cuckooflow." + path.replace("/", ".")] = path
+    return found
+
+
+def pinned() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+version = re.search(r'__version__ = "(.+)"', (ROOT / "cuckooflow/__init__.py").read_text())
+assert version is not None
+sanitize = os.environ.get("CUCKOOFLOW_SANITIZE")  # "address,undefined" or "thread": make native-sanitize
+flags = ["-O3", "-Wall", "-Wextra"] if not sanitize else ["-O1", "-g", f"-fsanitize={sanitize}"]
+
+setup(
+    name="cuckooflow",
+    version=version.group(1),
+    description="Real-time recommendation training as stateful streaming pipelines",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.12",
+    packages=list(packages()),
+    package_dir=packages(),
+    package_data={"cuckooflow": ["py.typed"]},
+    install_requires=pinned(),
+    entry_points={"console_scripts": ["cuckooflow = cuckooflow.pipelines.cli:main"]},
+    ext_modules=[
+        Pybind11Extension(
+            "cuckooflow.embedding_store._native",
+            sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "embedding_store/native").glob("*.cc")),
+            depends=sorted(
+                p.relative_to(ROOT).as_posix() for p in (ROOT / "embedding_store/native").glob("*.h")
+            ),
+            cxx_std=17,
+            extra_compile_args=flags,
+            extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
+        )
+    ],
+    cmdclass={"build_ext": build_ext},
+    zip_safe=False,
+)

@@ -1,0 +1,47 @@
+"""What every test shares: the order (fast first), hypothesis settings, where the real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile(
+    "cuckooflow", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("cuckooflow")
+
+_LAST = ("slow", "prism", "fault", "readme")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, then slow ones, runners, faults, and the README as a new user follows it."""
+
+    def place(item: pytest.Item) -> int:
+        return max((i for i, name in enumerate(_LAST, 1) if item.get_closest_marker(name)), default=0)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data; the test is skipped, with the reason, where it is absent."""
+    folder = Path(os.environ.get("CUCKOOFLOW_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set CUCKOOFLOW_DATA to the folder that holds kuairand/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prism() -> Path:
+    """Beam's Prism binary; the test is skipped, with the reason, where it is not installed."""
+    from cuckooflow.runners.prism import INSTALL, find_prism
+
+    binary = find_prism()
+    if binary is None:
+        pytest.skip(f"Prism is not installed; run make prism, or: {INSTALL}")
+    return binary

@@ -1,0 +1,136 @@
+"""A wrong spec is answered with every fault at once: line, field, what was received, what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cuckooflow.pipelines.duration import format_duration, parse_duration
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.spec_file import SpecFaults, load_spec, parse_spec
+
+GOOD = Path(__file__).parent / "job.yaml"
+TEXT = GOOD.read_text()
+
+
+def faults_of(*changes: tuple[str, str]) -> dict[str, tuple[str, str]]:
+    """Field -> (received, allowed) after replacing text in the good spec."""
+    text = TEXT
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(text, GOOD)
+    assert len(str(caught.value).splitlines()) == 1 + len(caught.value.faults)
+    return {".".join(map(str, f.location)): (f.received, f.allowed) for f in caught.value.faults}
+
+
+def test_good_spec_loads_with_absolute_folder_and_defaults() -> None:
+    job = load_spec(GOOD)
+    assert isinstance(job, JobSpec)
+    assert job.dir == GOOD.parent
+    assert job.labels["like"].window == 30 * 60 * 1_000_000
+    assert job.join.late_horizon == 3_600_000_000
+    assert job.path(job.logs.late.path) == GOOD.parent / "logs/late"
+
+
+def test_all_faults_come_at_once() -> None:
+    faults = faults_of(
+        ("emit" if "emit:" in TEXT else "late_horizon: 1h", "late_horizon: soon"),
+        ("window: 10m", "windw: 10m"),
+        ("kind: deepfm", "kind: deepfn"),
+        ("batch_size: 64", "batch_size: many"),
+    )
+    assert set(faults) == {
+        "join.late_horizon",
+        "labels.click.windw",
+        "labels.click.window",
+        "model.kind",
+        "training.batch_size",
+    }
+    assert faults["join.late_horizon"][0] == "'soon'"
+    assert "30s" in faults["join.late_horizon"][1]
+    assert "did you mean" in faults["labels.click.windw"][1]
+    assert "'lr'" in faults["model.kind"][1]
+
+
+def test_a_fault_names_the_line() -> None:
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(TEXT.replace("kind: deepfm", "kind: deepfn"), GOOD)
+    line = 1 + next(i for i, text in enumerate(TEXT.splitlines()) if text.startswith("model:"))
+    assert f"job.yaml:{line}: model.kind: received 'deepfn'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "received", "allowed"),
+    [
+        ("key: [request_id, item_id]", "key: [request_id, film]", "join.key.1", "'film'", "request_id"),
+        ("action_type: action", "action_type: kind", "join.action_type", "'kind'", "action"),
+        (
+            "impression_time: time",
+            "impression_time: user_id",
+            "join.impression_time",
+            "user_id, of type string",
+            "of type time",
+        ),
+        ("column: user_id}", "column: usr}", "features.0", "'usr'", "user_id"),
+        ("{name: item, column", "{name: user, column", "features.1.name", "'user'", "once"),
+        ("labels: [like]", "labels: [liked]", "model.labels.0", "'liked'", "click, like"),
+        ("action: like,", "action: click,", "labels.like.action", "'click'", "one label an action"),
+        ("num_shards: 2", "num_shards: 0", "join.num_shards", "0", "greater than or equal to 1"),
+        (
+            "store: {",
+            "stores: {}\nstore: {",
+            "stores",
+            "the unknown key 'stores'",
+            "store (did you mean that?)",
+        ),
+    ],
+)
+def test_faults_between_sections(old: str, new: str, field: str, received: str, allowed: str) -> None:
+    faults = faults_of((old, new))
+    got_received, got_allowed = faults[field]
+    assert received in got_received
+    assert allowed in got_allowed
+
+
+def test_a_missing_section_says_what_it_needs() -> None:
+    start = TEXT.index("join:\n")
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(TEXT[:start] + TEXT[TEXT.index("labels:\n") :], GOOD)
+    assert [f.location for f in caught.value.faults] == [("join",)]
+    assert "key" in caught.value.faults[0].allowed
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "not YAML"), ("", "a mapping"), ("- 1", "a mapping")])
+def test_what_is_no_spec_at_all(text: str, words: str) -> None:
+    with pytest.raises(SpecFaults, match=words):
+        parse_spec(text, GOOD)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SpecFaults, match="cannot be read"):
+        load_spec(tmp_path / "none.yaml")
+
+
+def test_log_odds_for_several_labels_is_refused() -> None:
+    faults = faults_of(
+        ("labels: [like]", "labels: [like, click]"),
+        ("labels:\n", "negative_sampling: {rate: 0.5}\nlabels:\n"),
+    )
+    assert "several labels" in faults["negative_sampling.correction"][0]
+
+
+@given(st.integers(1, 10**6), st.sampled_from(["ms", "s", "m", "h", "d"]))
+def test_durations_come_back(count: int, unit: str) -> None:
+    us = parse_duration(f"{count}{unit}")
+    assert parse_duration(format_duration(us)) == us
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1 week", 5, None, "1e3s"])
+def test_what_is_no_duration(text: object) -> None:
+    with pytest.raises(ValueError, match="a duration is"):
+        parse_duration(text)

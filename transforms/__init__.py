@@ -1,0 +1,1 @@
+"""Beam transforms, thin; their arithmetic in pure functions beside them."""

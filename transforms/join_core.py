@@ -1,0 +1,572 @@
+"""The join of one shard, over arrays: rows and a clock in, examples out. No Beam, no time of its own.
+
+What decides, with ``W`` the longest label window, ``H`` the late horizon, ``i`` an impression's event
+time, ``a`` an action's, ``w`` a row's ``_wm`` (its own partition's watermark just before it), and
+``clock`` the lowest watermark of all partitions:
+
+- An impression with ``w >= i + W`` is late: a dead letter. The others are settled when the clock
+  reaches ``i + W``, in event-time order: accepted, a repeat, or a reused key.
+- An action belongs to the accepted impression of its key with ``0 <= a - i <= window`` of its type. With
+  ``w < i + W`` it is used in the example. With ``i + W <= w < i + W + H`` it makes one late example, once
+  ``clock > w``: late actions are taken in the order of ``(w, partition, offset, row)``.
+- An action that found no impression is unmatched when ``clock >= a + W`` (and ``clock > w``).
+
+A row with ``w < i + W`` arrives while ``clock <= w``, so everything that an impression's close
+depends on is there when it closes: the outcome is the same however partitions interleave. It also
+lets memory be rebuilt by taking the rows in the state cells again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cuckooflow.transforms import join_outputs
+from cuckooflow.transforms.closed_impressions import ClosedTier, fit
+from cuckooflow.transforms.in_band import ACTIONS, END_TIME_US, IMPRESSIONS, NO_TIME_US
+from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinCounts, JoinOutputs, dead_rows
+from cuckooflow.transforms.join_rows import (
+    ACCEPTED,
+    REPEATED,
+    REUSED,
+    LabelRules,
+    action_identities,
+    exact_codes,
+    first_of_each,
+    late_identities,
+    primary_identities,
+    same_keys,
+    settle_keys,
+)
+from cuckooflow.transforms.join_state import CellRing
+from cuckooflow.transforms.slot_table import Slots, SlotTable
+from cuckooflow.transforms.sorted_runs import SortedRuns
+
+Array = npt.NDArray[Any]
+
+_POSITION = {"partition": np.int32, "offset": np.int64, "row": np.int32, "append": np.int64}
+_IMPRESSION = {"hash": np.uint64, "time": np.int64, **_POSITION}
+_EAGER = {"given": np.bool_, "primary": np.uint64, "labels": np.uint64}
+_ACTION = {
+    "hash": np.uint64,
+    "time": np.int64,
+    "wm": np.int64,
+    "code": np.int16,
+    "identity": np.uint64,
+    "queued": np.bool_,
+    **_POSITION,
+}
+
+
+class JoinCore:
+    """Emits ``complete`` examples; :class:`~cuckooflow.transforms.join_eager.EagerJoinCore` eager ones.
+
+    Call :meth:`accept` for every element in chain order, then :meth:`step` with the clock, then
+    :meth:`take`. Not thread-safe.
+
+    Args:
+        schema: the job's columns, and the options.
+        cells: the shard's state; what is accepted is added to it.
+
+    Attributes:
+        counts: rows so far.
+        released_us: late actions with ``w`` under this have been looked up.
+    """
+
+    def __init__(self, schema: ExamplesSchema, cells: CellRing) -> None:
+        self.schema = schema
+        self.options = schema.options
+        self._window_us = self.options.window_us
+        self._rules = LabelRules(self.options)
+        self._cells = cells
+        columns = _IMPRESSION | (_EAGER if self.options.emit == "eager" else {})
+        self._open = SlotTable(schema.impressions, columns)
+        self._open_by_time = SortedRuns(np.int64, np.int64)
+        self._actions = SlotTable(schema.waiting_actions, _ACTION)
+        self._actions_by_hash = SortedRuns(np.uint64, np.int64)
+        self._actions_by_end = SortedRuns(np.int64, np.int64)
+        self._queue: list[Slots] = []
+        self._closed = ClosedTier(schema.impressions, self.options.bucket_us, self.options.cache_bytes, cells)
+        self._out = JoinOutputs()
+        self.counts = JoinCounts()
+        self.released_us = NO_TIME_US
+
+    # --- what an observer asks ----------------------------------------------------------------
+
+    @property
+    def impressions_waiting(self) -> int:
+        """Impressions whose example is still to come."""
+        return self._open.waiting
+
+    @property
+    def actions_waiting(self) -> int:
+        """Actions that are not decided."""
+        return self._actions.waiting
+
+    @property
+    def late_queued(self) -> int:
+        """Late actions that wait to be looked up."""
+        return sum(int(self._actions.alive(slots).sum()) for slots in self._queue)
+
+    @property
+    def cold_reads(self) -> int:
+        """Buckets read back from state."""
+        return self._closed.cold_reads
+
+    @property
+    def hot_bytes(self) -> int:
+        """Memory for closed impressions."""
+        return self._closed.hot_bytes
+
+    def take(self) -> JoinOutputs:
+        """What was given out since the last call."""
+        out, self._out = self._out, JoinOutputs()
+        return out
+
+    # --- rows come in -------------------------------------------------------------------------
+
+    def accept(self, batch: pa.RecordBatch, sequence: int, journal: bool = True) -> None:
+        """Take an element's rows, impressions before actions.
+
+        Args:
+            batch: with the columns of :data:`~cuckooflow.transforms.in_band.ROW_COLUMNS`.
+            sequence: ascending with every element; orders the rows when memory is rebuilt.
+            journal: add them to the state cells.
+        """
+        if not batch.num_rows:
+            return
+        cut = int(np.searchsorted(batch.column("_log").to_numpy(), ACTIONS))
+        impressions, kept_impressions = self._take_impressions(batch.slice(0, cut))
+        actions, kept_actions = self._take_actions(batch.slice(cut))
+        if journal:
+            kept = np.concatenate((kept_impressions, kept_actions))
+            rows = batch if kept.all() else batch.filter(pa.array(kept))
+            self._cells.add_rows(rows, sequence)
+        self._arrived(impressions, actions)
+
+    def _fit(self, log: int, batch: pa.RecordBatch, schema: pa.Schema) -> tuple[pa.RecordBatch, Array]:
+        """The rows that fit the job's columns, and which they are."""
+        try:
+            return fit(batch, schema), np.ones(batch.num_rows, bool)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            kept = np.ones(batch.num_rows, bool)
+            parts = [fit(batch.slice(0, 0), schema)] if batch.num_rows == 0 else []
+            for i in range(batch.num_rows):  # a schema changed under way: rare, so row by row
+                row = batch.slice(i, 1)
+                try:
+                    parts.append(fit(row, schema))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
+                    kept[i] = False
+                    self._dead(log, row, join_outputs.SCHEMA_MISMATCH, str(fault))
+            none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
+            return pa.concat_batches([none, *parts]), kept
+
+    def _dead(self, log: int, rows: pa.RecordBatch, reason: str, detail: str = "") -> None:
+        if rows.num_rows:
+            position = {name: rows.column(f"_{name}").to_numpy() for name in (*_POSITION, "time")}
+            declared = self.schema.impressions if log == IMPRESSIONS else self.schema.actions
+            shown = rows.select([name for name in declared.names if name in rows.schema.names])
+            self._out.dead.append(dead_rows(log, position, shown, reason, detail))
+
+    def _take_impressions(self, batch: pa.RecordBatch) -> tuple[Slots, Array]:
+        self.counts.impressions += batch.num_rows
+        time, wm = batch.column("_time").to_numpy(), batch.column("_wm").to_numpy()
+        kept = wm < time + self._window_us
+        if not kept.all():
+            self._dead(IMPRESSIONS, batch.filter(pa.array(~kept)), join_outputs.LATE_IMPRESSION)
+            batch = batch.filter(pa.array(kept))
+        features, fits = self._fit(IMPRESSIONS, batch, self.schema.impressions)
+        if not fits.all():
+            batch = batch.filter(pa.array(fits))
+            kept[np.flatnonzero(kept)[~fits]] = False
+        self.counts.impressions_dead += len(kept) - batch.num_rows
+        columns = {name: batch.column(f"_{name}").to_numpy() for name in _IMPRESSION}
+        return self._admit(batch, features, columns), kept
+
+    def _admit(self, batch: pa.RecordBatch, features: pa.RecordBatch, columns: dict[str, Array]) -> Slots:  # noqa: ARG002
+        """Let impressions wait for their close."""
+        slots = self._open.append(features, columns)
+        self._open_by_time.add(columns["time"], slots)
+        return slots
+
+    def _take_actions(self, batch: pa.RecordBatch) -> tuple[Slots, Array]:
+        self.counts.actions += batch.num_rows
+        rows, kept = self._fit(ACTIONS, batch, self.schema.waiting_actions)
+        codes = self._rules.codes(rows.column(self.options.action_type))
+        time, wm = rows.column("_time").to_numpy(), rows.column("_wm").to_numpy()
+        unknown = codes < 0
+        # Its impression is not after it: past this, no impression is near enough whatever was kept.
+        too_late = ~unknown & (wm >= time + self.options.reuse_us)
+        if unknown.any():
+            self._dead(ACTIONS, rows.filter(pa.array(unknown)), join_outputs.UNKNOWN_ACTION)
+        if too_late.any():
+            self._unmatched(rows.filter(pa.array(too_late)), join_outputs.TOO_LATE)
+        self.counts.actions_dead += int((~kept).sum() + unknown.sum())
+        good = ~(unknown | too_late)
+        kept[np.flatnonzero(kept)[~good]] = False
+        if not good.all():
+            rows, codes = rows.filter(pa.array(good)), codes[good]
+        columns = {n: rows.column(f"_{n}").to_numpy() for n in ("hash", "time", "wm", *_POSITION)}
+        time, wm = columns["time"], columns["wm"]
+        # It may be late for its impression iff w has reached the close of the earliest one possible.
+        queued = wm >= time - self._rules.windows_us[codes] + self._window_us
+        identity = action_identities(self.options, rows, time)
+        slots = self._actions.append(rows, {**columns, "code": codes, "identity": identity, "queued": queued})
+        self._actions_by_hash.add(columns["hash"], slots)
+        end = np.where(queued, np.maximum(time + self._window_us, wm + 1), time + self._window_us)
+        self._actions_by_end.add(end, slots)
+        if queued.any():
+            self._queue.append(slots[queued])
+        return slots, kept
+
+    def _arrived(self, impressions: Slots, actions: Slots) -> None:
+        """Complete examples wait for the close."""
+
+    # --- the clock moves ----------------------------------------------------------------------
+
+    def step(self, clock_us: int, release: bool) -> None:
+        """Close what the clock has passed; look up late actions if ``release``, or if it must be now."""
+        if clock_us == NO_TIME_US:
+            return
+        self._close(clock_us)
+        oldest_bucket = (clock_us - self.options.keep_us) // self.options.bucket_us
+        if release or clock_us == END_TIME_US or self._cells.any_before(oldest_bucket):
+            self.release_late(clock_us)
+        self._expire(clock_us)
+        self._settle_cells(clock_us, oldest_bucket)
+        self._closed.evict()
+        if 2 * self._actions.waiting < len(self._actions_by_hash) - 65_536:
+            self._actions_by_hash.retain(lambda _, slots: self._actions.alive(slots))
+            self._actions_by_end.retain(lambda _, slots: self._actions.alive(slots))
+
+    def _in_time_order(self, slots: Slots) -> Slots:
+        columns = [self._open.get(name, slots) for name in ("row", "offset", "partition", "time")]
+        return slots[np.lexsort(columns)]
+
+    def _close(self, clock_us: int) -> None:
+        _, slots = self._open_by_time.pop_through(clock_us - self._window_us)
+        if not len(slots):
+            return
+        slots = self._in_time_order(slots)
+        verdict = self._settle(slots)
+        refused = slots[verdict == REUSED]
+        if len(refused):
+            position = {name: self._open.get(name, refused) for name in (*_POSITION, "time")}
+            rows = self._open.gather(refused)
+            self._out.dead.append(dead_rows(IMPRESSIONS, position, rows, join_outputs.KEY_REUSED))
+        self.counts.impressions_dead += len(refused)
+        self.counts.impressions_repeated += int((verdict == REPEATED).sum())
+        accepted = slots[verdict == ACCEPTED]
+        features = self._open.gather(accepted)
+        hashes, times = self._open.get("hash", accepted), self._open.get("time", accepted)
+        which, used, bits = self._on_time(features, hashes, times)
+        labels = np.zeros(len(accepted), np.uint64)
+        np.bitwise_or.at(labels, which, bits)
+        append = self._open.get("append", accepted)
+        latest = append.copy()
+        np.maximum.at(latest, which, self._actions.get("append", used))
+        state = {"_hash": hashes, "_time": times, "_append": append, "_primary": labels, "_labels": labels}
+        self._give_primary(features, hashes, times, latest, labels)
+        self._closed.add(features, state, which, self._actions.get("identity", used))
+        self._actions.release(used)
+        self._open.release(slots)
+
+    def _settle(self, slots: Slots) -> npt.NDArray[np.int8]:
+        """Accepted, repeated or reused, for impressions that close, given in event-time order."""
+        hashes, times = self._open.get("hash", slots), self._open.get("time", slots)
+        involved = repeated_values(hashes)
+        query, known = self._closed.maybe(hashes, times - self.options.reuse_us, times)
+        involved[query] = True
+        verdict = np.full(len(slots), ACCEPTED, np.int8)
+        rows = np.flatnonzero(involved)
+        if len(rows):
+            keys = [self._open.gather(slots[rows], self.options.key)]
+            known_times = np.empty(0, np.int64)
+            if len(query):
+                keys_before, known_times = self._closed_keys(hashes[query], known)
+                keys.insert(0, keys_before)
+            codes = exact_codes(pa.concat_batches(keys))
+            all_times = np.concatenate((known_times, times[rows]))
+            existing = np.arange(len(codes)) < len(known_times)
+            settled = settle_keys(codes, all_times, existing, np.arange(len(codes)), self.options.reuse_us)
+            verdict[rows] = settled[len(known_times) :]
+        return verdict
+
+    def _closed_keys(self, hashes: Array, times: Array) -> tuple[pa.RecordBatch, Array]:
+        """Keys and times of the closed impressions of these hashes and times, each once."""
+        pairs = np.unique(np.stack((hashes.view(np.int64), times)), axis=1)
+        _, buckets, at = self._closed.locate(pairs[0].view(np.uint64), pairs[1])
+        keys, state = self._closed.gather(buckets, at, self.options.key)
+        return keys, state["_time"]
+
+    def _on_time(self, features: pa.RecordBatch, hashes: Array, times: Array) -> tuple[Array, Slots, Array]:
+        """(row, action, label bits) of the actions that these closing impressions use; repeats go."""
+        which, actions = self._actions_by_hash.lookup(hashes)
+        alive = self._actions.alive(actions)
+        which, actions = which[alive], actions[alive]
+        fits = self._within(times[which], actions)
+        which, actions = which[fits], actions[fits]
+        if len(which):
+            keys = features.select(list(self.options.key)).take(pa.array(which))
+            same = same_keys(keys, self._actions.gather(actions, self.options.key))
+            which, actions = which[same], actions[same]
+        first = self._first_actions(which, actions)
+        self.counts.used += int(first.sum())
+        self.counts.actions_repeated += int((~first).sum())
+        self._actions.release(actions[~first])
+        which, actions = which[first], actions[first]
+        delays = self._actions.get("time", actions) - times[which]
+        return which, actions, self._rules.bits(self._actions.get("code", actions), delays)
+
+    def _within(self, times: Array, actions: Slots) -> npt.NDArray[np.bool_]:
+        """Which actions are on time for an impression at these times, and inside a label's window."""
+        delays = self._actions.get("time", actions) - times
+        windows = self._rules.windows_us[self._actions.get("code", actions)]
+        fits: npt.NDArray[np.bool_] = (delays >= 0) & (delays <= windows)
+        return fits & (self._actions.get("wm", actions) < times + self._window_us)
+
+    def _first_actions(self, which: Array, actions: Slots) -> npt.NDArray[np.bool_]:
+        """Marks one of the actions of each identity on each impression."""
+        order = [self._actions.get(name, actions) for name in ("time", "partition", "offset", "row")]
+        return first_of_each([which, self._actions.get("identity", actions)], order)
+
+    def release_late(self, clock_us: int) -> None:
+        """Look up the late actions that the clock has passed, each bucket of impressions read once."""
+        self.released_us = max(self.released_us, clock_us)
+        if not self._queue:
+            return
+        slots = np.concatenate(self._queue)
+        slots = slots[self._actions.alive(slots)]
+        due = self._actions.get("wm", slots) < clock_us
+        self._queue = [slots[~due]] if not due.all() else []
+        slots = slots[due]
+        if not len(slots):
+            return
+        order = [self._actions.get(name, slots) for name in ("row", "offset", "partition", "wm")]
+        slots = slots[np.lexsort(order)]
+        self._actions.put("queued", slots, False)
+        query, buckets, at = self._their_impressions(slots)
+        if len(query):
+            self._give_late(slots[query], buckets, at)
+
+    def _their_impressions(self, actions: Slots) -> tuple[Array, Array, Slots]:
+        """(index, bucket, slot) of the closed impression of each action that has one within the window.
+
+        In the order of ``actions``; an action has at most one, as a key's impressions lie further apart.
+        """
+        times, hashes = self._actions.get("time", actions), self._actions.get("hash", actions)
+        query, known = self._closed.maybe(hashes, times - self._window_us, times)
+        if not len(query):
+            return query, query, query
+        sub, buckets, at = self._closed.locate(hashes[query], known)
+        query = query[sub]
+        # Two impressions of one hash and time were both candidates and both found: keep a pair once.
+        first = first_of_each([query, buckets, at], [])
+        query, buckets, at = query[first], buckets[first], at[first]
+        keys, _ = self._closed.gather(buckets, at, self.options.key)
+        same = same_keys(keys, self._actions.gather(actions[query], self.options.key))
+        query, buckets, at = query[same], buckets[same], at[same]
+        order = np.argsort(query, kind="stable")
+        return query[order], buckets[order], at[order]
+
+    def _give_late(self, actions: Slots, buckets: Array, at: Slots) -> None:
+        _, state = self._closed.gather(buckets, at, self.options.key)
+        closes = state["_time"] + self._window_us
+        delays = self._actions.get("time", actions) - state["_time"]
+        codes, wm = self._actions.get("code", actions), self._actions.get("wm", actions)
+        identity = self._actions.get("identity", actions)
+        outside = delays > self._rules.windows_us[codes]
+        too_late = ~outside & (wm >= closes + self.options.late_horizon_us)
+        self._give_unmatched(actions[outside], join_outputs.OUTSIDE_WINDOW)
+        self._give_unmatched(actions[too_late], join_outputs.TOO_LATE)
+        seen = np.zeros(len(actions), bool)
+        for number in np.unique(buckets).tolist():
+            mine = buckets == number
+            seen[mine] = self._closed.bucket(number).seen(at[mine], identity[mine])
+        candidate = ~(outside | too_late)
+        # On time for its impression and yet here: memory was rebuilt, and it was used before.
+        fresh = candidate & ~seen & (wm >= closes)
+        rows = np.flatnonzero(fresh)
+        first = first_of_each([buckets[rows], at[rows], identity[rows]], [rows])
+        repeated = candidate.copy()
+        repeated[rows[first]] = False
+        rows = rows[first]
+        self.counts.actions_repeated += int(repeated.sum())
+        self._actions.release(actions[repeated])
+        if len(rows):
+            bits = self._rules.bits(codes[rows], delays[rows])
+            before = state["_labels"][rows] | earlier_bits(buckets[rows], at[rows], bits)
+            self._give_late_examples(actions[rows], buckets[rows], at[rows], bits, adds=(bits & ~before) != 0)
+
+    def _give_late_examples(
+        self, actions: Slots, buckets: Array, at: Slots, bits: Array, adds: Array
+    ) -> None:
+        features, state = self._closed.gather(buckets, at)
+        append = np.maximum(state["_append"], self._actions.get("append", actions))
+        identity = self._actions.get("identity", actions)
+        negative = state["_primary"] == 0
+        self._late_batch(features, state["_hash"], state["_time"], append, identity, bits, adds, negative)
+        for number in np.unique(buckets).tolist():
+            mine = buckets == number
+            self._closed.mark(number, at[mine], identity[mine], bits[mine])
+        self._actions.release(actions)
+
+    def _expire(self, clock_us: int) -> None:
+        """Actions whose impression can no longer come."""
+        _, slots = self._actions_by_end.pop_through(clock_us)
+        slots = slots[self._actions.alive(slots)]
+        if self._actions.get("queued", slots).any():
+            self.release_late(clock_us)
+            slots = slots[self._actions.alive(slots)]
+        if not len(slots):
+            return
+        slots = np.sort(slots)
+        query, _, _ = self._their_impressions(slots)
+        found = np.zeros(len(slots), bool)
+        found[query] = True
+        self._give_unmatched(slots[found], join_outputs.OUTSIDE_WINDOW)
+        self._give_unmatched(slots[~found], join_outputs.NO_IMPRESSION)
+
+    # --- rows go out --------------------------------------------------------------------------
+
+    def _example_columns(
+        self, features: pa.RecordBatch, times: Array, append: Array, hashes: Array, bits: Array, kind: int
+    ) -> list[pa.Array]:
+        return [
+            *features.columns,
+            pa.array(times),
+            pa.array(append),
+            pa.array(hashes),
+            *self.schema.label_values(bits),
+            pa.array(np.full(len(times), kind, np.int8)),
+        ]
+
+    def _give_primary(
+        self, features: pa.RecordBatch, hashes: Array, times: Array, append: Array, bits: Array
+    ) -> None:
+        if not len(times):
+            return
+        self.counts.examples += len(times)
+        columns = self._example_columns(features, times, append, hashes, bits, join_outputs.PRIMARY)
+        identity = primary_identities(features.select(list(self.options.key)), times)
+        batch = [*columns, *(pa.array(part) for part in identity)]
+        self._out.examples.append(pa.RecordBatch.from_arrays(batch, schema=self.schema.examples))
+
+    def _late_batch(
+        self,
+        features: pa.RecordBatch,
+        hashes: Array,
+        times: Array,
+        append: Array,
+        identity: Array,
+        bits: Array,
+        adds: Array,
+        negative: Array,
+    ) -> None:
+        self.counts.late += len(times)
+        columns = self._example_columns(features, times, append, hashes, bits, join_outputs.LATE)
+        ids = late_identities(features.select(list(self.options.key)), times, identity)
+        batch = [*columns, *(pa.array(part) for part in ids), pa.array(adds), pa.array(negative)]
+        self._out.late.append(pa.RecordBatch.from_arrays(batch, schema=self.schema.late))
+
+    def _give_unmatched(self, actions: Slots, reason: str) -> None:
+        if len(actions):
+            self._unmatched(self._actions.gather(actions), reason)
+            self._actions.release(actions)
+
+    def _unmatched(self, rows: pa.RecordBatch, reason: str) -> None:
+        self.counts.unmatched += rows.num_rows
+        columns = [*rows.columns, pa.array([reason] * rows.num_rows, pa.string())]
+        self._out.unmatched.append(pa.RecordBatch.from_arrays(columns, schema=self.schema.unmatched))
+
+    # --- state --------------------------------------------------------------------------------
+
+    def _settle_cells(self, clock_us: int, oldest_bucket: int) -> None:
+        """Seal the cells that are wholly closed, clear those that nothing asks for any more."""
+        for number in self._cells.before(oldest_bucket):
+            self._cells.clear(number)
+        self._closed.forget(oldest_bucket)
+        self._cells.advance(oldest_bucket)
+        closed_before = (clock_us - self._window_us) // self.options.bucket_us
+        for number in self._cells.before(closed_before):
+            if number in self._closed.sealed:
+                continue
+            self._closed.seal(number)
+            left = [s[self._actions.get("time", s) // self.options.bucket_us == number] for s in self._queue]
+            for slots in left:
+                if len(slots):
+                    self._cells.add_rows(self._actions.gather(slots), 0)
+
+    def rebuild(self, clock_us: int, released_us: int, counts: JoinCounts) -> None:
+        """Make memory what the state cells say, silently; for a new core, before anything else.
+
+        Args:
+            clock_us: up to which windows were closed.
+            released_us: up to which late actions were looked up.
+            counts: as they stood.
+        """
+        loose: list[tuple[int, pa.RecordBatch]] = []
+        for number, content in self._cells.everything():
+            if number is not None:
+                self._closed.restore(number, content)
+            loose += self._cells.rows(content)
+        for sequence, batch in _by_element(loose):
+            self.accept(batch, sequence, journal=False)
+        if clock_us != NO_TIME_US:
+            self._close(clock_us)
+            self._drop_used()
+            self.release_late(released_us)
+            self._expire(clock_us)
+        self.released_us = released_us
+        self.take()
+        self.counts = counts
+        self._closed.evict()
+
+    def _drop_used(self) -> None:
+        """After a rebuild: release the actions that sealed impressions had used."""
+        actions = self._actions.live_slots()
+        query, buckets, at = self._their_impressions(actions)
+        if len(query):
+            _, state = self._closed.gather(buckets, at, self.options.key)
+            used = self._within(state["_time"], actions[query])
+            self._actions.release(actions[query][used])
+
+
+def repeated_values(values: Array) -> npt.NDArray[np.bool_]:
+    """Marks every value that occurs more than once."""
+    order = np.argsort(values)
+    equal = np.diff(values[order]) == 0
+    marks = np.zeros(len(values), bool)
+    marks[order[1:][equal]] = True
+    marks[order[:-1][equal]] = True
+    return marks
+
+
+def earlier_bits(buckets: Array, at: Array, bits: Array) -> npt.NDArray[np.uint64]:
+    """For each row, the bits of the rows before it on the same impression."""
+    order = np.lexsort((np.arange(len(at)), at, buckets))
+    before = np.zeros(len(at), np.uint64)
+    same = (np.diff(buckets[order]) == 0) & (np.diff(at[order]) == 0)
+    while same.any():  # a round carries bits one row on; rounds are the late actions of one impression
+        carried = np.where(same, bits[order[:-1]] | before[order[:-1]], np.uint64(0))
+        merged = before[order[1:]] | carried
+        if (merged == before[order[1:]]).all():
+            break
+        before[order[1:]] = merged
+    return before
+
+
+def _by_element(loose: list[tuple[int, pa.RecordBatch]]) -> Iterable[tuple[int, pa.RecordBatch]]:
+    """Journaled rows put together again as the elements that they came in, in order."""
+    parts: dict[int, list[pa.RecordBatch]] = {}
+    for sequence, batch in loose:
+        parts.setdefault(sequence, []).append(batch)
+    for sequence in sorted(parts):
+        tables = [pa.Table.from_batches([batch.replace_schema_metadata(None)]) for batch in parts[sequence]]
+        joined = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        keys = [joined.column(name).to_numpy() for name in ("_row", "_offset", "_partition", "_log")]
+        yield sequence, joined.take(pa.array(np.lexsort(keys))).combine_chunks().to_batches()[0]

@@ -1,0 +1,383 @@
+"""One poller over all partitions of both logs: what to read, in which order, and what time it is.
+
+Per partition it keeps where to read on and the watermark, a function of that partition's prefix
+alone: the largest event time seen minus the allowed skew. Each poll reads a bounded piece of every
+partition that is not paused, parses it, and makes at most one element a shard, which carries the
+shard's rows of all partitions and their links. Clocks are passed in; nothing here knows Beam.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cuckooflow.errors import LogError, SpecError
+from cuckooflow.logs.contract import LogReader
+from cuckooflow.transforms.columns import EventSchema
+from cuckooflow.transforms.in_band import (
+    ACTIONS,
+    IMPRESSIONS,
+    LOG_NAMES,
+    NO_TIME_US,
+    ROW_COLUMNS,
+    Header,
+    Link,
+    attach,
+)
+from cuckooflow.transforms.parse import parse_messages
+
+I64 = npt.NDArray[np.int64]
+Element = tuple[int, pa.RecordBatch]
+_EMPTY = pa.RecordBatch.from_pylist([], schema=pa.schema(ROW_COLUMNS))
+
+
+@dataclass(frozen=True)
+class PollOptions:
+    """How the logs are polled.
+
+    Attributes:
+        num_shards: keyed parallelism, fixed for the life of a job, default 8. Costs one element a
+            shard and poll.
+        max_skew_us: how far out of order a partition's event times may be, default 1 minute. Costs
+            freshness: every window closes that much later.
+        max_lead_us: a partition whose watermark is further ahead of the slowest one that has more to
+            read is paused, default 1 day.
+        max_future_skew_us: an event time further past its append time is a dead letter, default 1 hour.
+        live: whether a partition that was read to its end and stays silent for ``idle_after_us`` may
+            move the clock to now minus the skew, default false. Only for events of the present.
+        idle_after_us: see ``live``; default 10 s.
+        stop_at_end: where a partition's end is as the job starts, nothing follows, default false. A
+            sealed log ends in any case.
+        max_messages: of all partitions together in one poll, default 65,536. Costs memory.
+        max_bytes: of one partition in one poll, default 8 MiB. Costs memory.
+        heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s.
+    """
+
+    num_shards: int = 8
+    max_skew_us: int = 60_000_000
+    max_lead_us: int = 86_400_000_000
+    max_future_skew_us: int = 3_600_000_000
+    live: bool = False
+    idle_after_us: int = 10_000_000
+    stop_at_end: bool = False
+    max_messages: int = 65_536
+    max_bytes: int = 8 << 20
+    heartbeat_us: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "num_shards": 1, "max_skew_us": 0, "max_lead_us": 0, "max_future_skew_us": 0, "idle_after_us": 0,
+            "max_messages": 1, "max_bytes": 1, "heartbeat_us": 1,
+        }  # fmt: skip
+        wrong = [
+            f"{n} >= {low}, received {getattr(self, n)}"
+            for n, low in bounds.items()
+            if getattr(self, n) < low
+        ]
+        if wrong:
+            raise SpecError(f"expected {'; '.join(wrong)}")
+
+
+@dataclass(frozen=True)
+class PollSource:
+    """A log and the shape of its rows."""
+
+    reader: LogReader
+    schema: EventSchema
+
+
+@dataclass
+class PartitionState:
+    """Where one partition stands; all of it survives a checkpoint.
+
+    Attributes:
+        next_offset: where the next read begins.
+        watermark_us: no later row may be this early without being out of order.
+        chain: elements that have carried a link of this partition; the next link's number.
+        told_us: the watermark in its last link; None before the first.
+        idle_since_us: the poller's clock when it was first seen at its end with nothing new.
+        stop_offset: with ``stop_at_end``, where it ends.
+        ended: its end link was sent.
+    """
+
+    next_offset: int
+    watermark_us: int = NO_TIME_US
+    chain: int = 0
+    told_us: int | None = None
+    idle_since_us: int | None = None
+    stop_offset: int | None = None
+    ended: bool = False
+    at_end: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What a poll gave.
+
+    Attributes:
+        elements: at most one ``(shard, batch)`` a shard.
+        dead: dead letters, a batch for each partition that had some.
+        rows: rows in the elements.
+        progressed: whether anything was read or ended; else the caller may wait a little.
+        paused: partitions, as (log, partition), that are too far ahead.
+    """
+
+    elements: list[Element]
+    dead: list[pa.RecordBatch]
+    rows: int
+    progressed: bool
+    paused: tuple[tuple[int, int], ...] = ()
+
+
+class PollCore:
+    """See the module. Not thread-safe.
+
+    Args:
+        impressions, actions: the two logs.
+        options: see :class:`PollOptions`.
+        state: what :meth:`state` gave; None begins at each partition's first offset.
+
+    Raises:
+        SpecError: the two schemas do not go together.
+        LogError: the state belongs to another log, or lies past a log's end.
+    """
+
+    def __init__(
+        self,
+        impressions: PollSource,
+        actions: PollSource,
+        options: PollOptions | None = None,
+        state: bytes | None = None,
+    ) -> None:
+        _check_together(impressions.schema, actions.schema)
+        options = options or PollOptions()
+        self.options = options
+        self._sources: Mapping[int, PollSource] = {IMPRESSIONS: impressions, ACTIONS: actions}
+        self._incarnations = {log: source.reader.incarnation() for log, source in self._sources.items()}
+        self._counts = {log: len(source.reader.partitions()) for log, source in self._sources.items()}
+        self._last_element_us: int | None = None
+        self._turn = 0
+        if state is None:
+            self._partitions = {
+                (log, partition): PartitionState(source.reader.start_offset(partition))
+                for log, source in self._sources.items()
+                for partition in source.reader.partitions()
+            }
+            if options.stop_at_end:
+                for (log, partition), now in self._partitions.items():
+                    now.stop_offset = self._sources[log].reader.end_offset(partition)
+        else:
+            self._partitions = self._restored(state)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every partition's end link was sent: nothing will follow."""
+        return all(now.ended for now in self._partitions.values())
+
+    def poll(self, now_us: int) -> Polled:
+        """Read what is there, up to the bounds, and make the elements.
+
+        Args:
+            now_us: the wall clock, microseconds since the epoch. It goes into the headers and decides
+                when a heartbeat is due and, in live mode, when a partition is idle; nothing else.
+
+        Raises:
+            LogError: a log cannot be read on.
+        """
+        if self.ended:
+            return Polled([], [], 0, False)
+        paused = self._paused()
+        parts: dict[int, list[pa.RecordBatch]] = {IMPRESSIONS: [], ACTIONS: []}
+        dead: list[pa.RecordBatch] = []
+        progressed = False
+        left = self.options.max_messages
+        keys = list(self._partitions)
+        self._turn = (self._turn + 1) % len(keys)
+        for key in keys[self._turn :] + keys[: self._turn]:
+            now = self._partitions[key]
+            if now.ended or key in paused or left <= 0:
+                continue
+            rows, letters, messages = self._read(key, now, left, now_us)
+            left -= messages
+            progressed |= messages > 0
+            if rows is not None and rows.num_rows:
+                parts[key[0]].append(rows)
+            if letters is not None and letters.num_rows:
+                dead.append(letters)
+        links = self._links()
+        progressed |= any(link.end for link in links)
+        elements = self._elements(parts, links, now_us)
+        return Polled(elements, dead, sum(b.num_rows for _, b in elements), progressed, tuple(sorted(paused)))
+
+    def state(self) -> bytes:
+        """Where the poller stands, to go on from later."""
+        body = {
+            "incarnations": list(self._incarnations.items()),
+            "num_shards": self.options.num_shards,
+            "last_element_us": self._last_element_us,
+            "partitions": [
+                [
+                    *key,
+                    p.next_offset,
+                    p.watermark_us,
+                    p.chain,
+                    p.told_us,
+                    p.idle_since_us,
+                    p.stop_offset,
+                    p.ended,
+                ]
+                for key, p in self._partitions.items()
+            ],
+        }
+        return json.dumps(body, separators=(",", ":")).encode()
+
+    def _restored(self, state: bytes) -> dict[tuple[int, int], PartitionState]:
+        body = json.loads(state)
+        for log, incarnation in body["incarnations"]:
+            if incarnation != self._incarnations[log]:
+                raise LogError(
+                    f"expected the {LOG_NAMES[log]} log of incarnation {incarnation}, found "
+                    f"{self._incarnations[log]}: it was recreated; start the job anew, without its state"
+                )
+        if body["num_shards"] != self.options.num_shards:
+            raise LogError(
+                f"expected num_shards {body['num_shards']}, received {self.options.num_shards}: it is fixed "
+                "for the life of a job"
+            )
+        self._last_element_us = body["last_element_us"]
+        found = {}
+        for log, partition, *values in body["partitions"]:
+            offset, watermark_us, chain, told_us, idle_since_us, stop_offset, ended = values
+            end = self._sources[log].reader.end_offset(partition)
+            if offset > end:
+                raise LogError(
+                    f"expected {LOG_NAMES[log]}/{partition} to reach offset {offset}, it ends at {end}: "
+                    "it has lost messages; start the job anew, knowing what is missing"
+                )
+            found[log, partition] = PartitionState(
+                offset, watermark_us, chain, told_us, idle_since_us, stop_offset, ended
+            )
+        return found
+
+    def _paused(self) -> set[tuple[int, int]]:
+        """Partitions too far ahead of the slowest one that has more to read.
+
+        One that has been read to its end holds the clock but pauses nobody: to wait for it would stop
+        a job whose writer waits for the job.
+        """
+        behind = [p.watermark_us for p in self._partitions.values() if not p.ended and not p.at_end]
+        if not behind or min(behind) == NO_TIME_US:
+            return set()
+        limit = min(behind) + self.options.max_lead_us
+        return {key for key, p in self._partitions.items() if not p.ended and p.watermark_us > limit}
+
+    def _read(
+        self, key: tuple[int, int], now: PartitionState, left: int, now_us: int
+    ) -> tuple[pa.RecordBatch | None, pa.RecordBatch | None, int]:
+        """A piece of one partition: its rows with ``_wm``, its dead letters, and how many messages."""
+        log, partition = key
+        source = self._sources[log]
+        most = left if now.stop_offset is None else min(left, now.stop_offset - now.next_offset)
+        if most <= 0:
+            now.at_end = True
+            return None, None, 0
+        batch = source.reader.read(
+            partition, now.next_offset, max_messages=most, max_bytes=self.options.max_bytes
+        )
+        now.at_end = len(batch) == 0
+        if now.at_end:
+            self._note_idle(now, now_us)
+            return None, None, 0
+        now.idle_since_us = None
+        now.next_offset = batch.next_offset
+        parsed = parse_messages(
+            batch, log, source.reader.name, source.schema, self.options.max_future_skew_us
+        )
+        rows = parsed.rows
+        if rows.num_rows:
+            after = np.maximum.accumulate(rows.column("_time").to_numpy()) - self.options.max_skew_us
+            after = np.maximum(after, now.watermark_us)
+            before = np.concatenate(([now.watermark_us], after[:-1]))
+            rows = rows.set_column(rows.schema.get_field_index("_wm"), "_wm", pa.array(before))
+            now.watermark_us = int(after[-1])
+        return rows, parsed.dead, len(batch)
+
+    def _note_idle(self, now: PartitionState, now_us: int) -> None:
+        if not self.options.live:
+            return
+        if now.idle_since_us is None:
+            now.idle_since_us = now_us
+        elif now_us - now.idle_since_us >= self.options.idle_after_us:
+            now.watermark_us = max(now.watermark_us, now_us - self.options.max_skew_us)
+
+    def _links(self) -> tuple[Link, ...]:
+        """Links of the partitions with news since their last link; the same ones go to every shard."""
+        links = []
+        for (log, partition), now in self._partitions.items():
+            if now.ended:
+                continue
+            end = now.at_end and self._is_over(log, partition, now)
+            if end or now.told_us != now.watermark_us:
+                links.append(Link(log, partition, now.chain, now.watermark_us, end))
+                now.chain += 1
+                now.told_us = now.watermark_us
+                now.ended = end
+        return tuple(links)
+
+    def _is_over(self, log: int, partition: int, now: PartitionState) -> bool:
+        if now.stop_offset is not None:
+            return now.next_offset >= now.stop_offset
+        reader = self._sources[log].reader
+        # Sealed first: what was appended before the seal is then seen by the look at the end.
+        return reader.sealed(partition) and reader.end_offset(partition) == now.next_offset
+
+    def _elements(
+        self, parts: Mapping[int, list[pa.RecordBatch]], links: tuple[Link, ...], now_us: int
+    ) -> list[Element]:
+        tables = []
+        for log in (IMPRESSIONS, ACTIONS):
+            if parts[log]:
+                ordered = sorted(parts[log], key=lambda rows: rows.column("_partition")[0].as_py())
+                tables.append(pa.Table.from_batches(ordered))
+        due = self._last_element_us is None or now_us - self._last_element_us >= self.options.heartbeat_us
+        if not tables and not links and not due:
+            return []
+        self._last_element_us = now_us
+        header = Header(links, self._counts, now_us)
+        shards = self.options.num_shards
+        if not tables:
+            return [(shard, attach(_EMPTY, header)) for shard in range(shards)]
+        table = pa.concat_tables(tables, promote_options="default")
+        shard_of = table.column("_hash").to_numpy() % np.uint64(shards)
+        order = np.argsort(shard_of, kind="stable")
+        bounds = np.searchsorted(shard_of[order], np.arange(shards + 1, dtype=np.uint64))
+        rows = table.take(pa.array(order)).combine_chunks().to_batches()[0]
+        empty = rows.slice(0, 0)
+        elements = []
+        for shard in range(shards):
+            first, last = int(bounds[shard]), int(bounds[shard + 1])
+            elements.append(
+                (shard, attach(rows.slice(first, last - first) if last > first else empty, header))
+            )
+        return elements
+
+
+def _check_together(impressions: EventSchema, actions: EventSchema) -> None:
+    """Both logs' rows travel in one batch: columns of one name have one type."""
+    if impressions.key != actions.key:
+        raise SpecError(f"expected one join key, received {impressions.key} and {actions.key}")
+    if actions.action_type is None:
+        raise SpecError("expected the actions' schema to name its action_type column, received none")
+    both = set(impressions.row_schema.names) & set(actions.row_schema.names)
+    for name in sorted(both):
+        a, b = impressions.row_schema.field(name).type, actions.row_schema.field(name).type
+        if a != b:
+            raise SpecError(
+                f"expected column {name!r} to have one type in both logs, received {a} in impressions and "
+                f"{b} in actions; rename it in one of them"
+            )

@@ -1,0 +1,64 @@
+"""ReadLogs: the impressions and the actions log as one source of elements for the join."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cuckooflow.logs.local_log import LocalLog
+from cuckooflow.transforms.columns import EventSchema
+from cuckooflow.transforms.front_ends import FrontEnd, PollSourceTransform
+from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
+
+
+@dataclass(frozen=True)
+class LogInput:
+    """A local log to read: its folder, and the shape of its rows."""
+
+    path: str | Path
+    schema: EventSchema
+
+    def open(self) -> PollSource:
+        """Open it.
+
+        Raises:
+            LogNotFound: no log is there.
+        """
+        return PollSource(LocalLog.open(self.path), self.schema)
+
+
+def _open_poller(
+    impressions: LogInput, actions: LogInput, options: PollOptions, state: bytes | None
+) -> PollCore:
+    return PollCore(impressions.open(), actions.open(), options, state)
+
+
+class ReadLogs(PollSourceTransform):
+    """Read both event logs.
+
+    Outputs: ``main``, ``(shard, RecordBatch)`` with the columns and the header of
+    :mod:`cuckooflow.transforms.in_band`; ``dead``, batches of ``DEAD_LETTER_SCHEMA``.
+
+    Args:
+        impressions, actions: the logs.
+        options: default as :class:`~cuckooflow.transforms.poll_core.PollOptions` says.
+        front_end: ``generator`` for the in-process runner, ``splittable`` for the others.
+        poll_interval_us: the wait after a poll that found nothing, default 100 ms.
+
+    Raises:
+        LogNotFound, SpecError: a log is not there, or the two do not go together; while the pipeline is
+            built, not when it runs.
+    """
+
+    def __init__(
+        self,
+        impressions: LogInput,
+        actions: LogInput,
+        options: PollOptions | None = None,
+        front_end: FrontEnd = "generator",
+        poll_interval_us: int = 100_000,
+    ) -> None:
+        options = options or PollOptions()
+        _open_poller(impressions, actions, options, None)
+        super().__init__(partial(_open_poller, impressions, actions, options), front_end, poll_interval_us)

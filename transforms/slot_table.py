@@ -1,0 +1,156 @@
+"""Rows that wait: numpy columns addressed by an ever growing slot number, and their Arrow batches.
+
+Batches are kept as they came (no copy); small ones are merged, so that a trickle of tiny elements does
+not cost an Arrow batch each. A batch's memory goes when its last row is released. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Array = npt.NDArray[Any]
+Slots = npt.NDArray[np.int64]
+
+#: Batches under so many rows are merged with their neighbour.
+SMALL_ROWS = 4_096
+#: Released rows at the head of the columns are cut off once there are so many and they are the half.
+COMPACT_ROWS = 65_536
+
+
+class SlotTable:
+    """Append, read by slot, release.
+
+    Args:
+        schema: of the Arrow batches.
+        columns: name -> dtype of the numpy columns.
+    """
+
+    def __init__(self, schema: pa.Schema, columns: dict[str, Any]) -> None:
+        self.schema = schema
+        self._columns = {name: np.empty(1_024, dtype) for name, dtype in columns.items()}
+        self._alive = np.zeros(1_024, bool)
+        self._base = 0  # slot of index 0
+        self._end = 0  # slot of the next row
+        self._batches: list[pa.RecordBatch | None] = []
+        self._firsts: list[int] = []  # first slot of each batch
+        self._rows: list[int] = []
+        self._live: list[int] = []
+        self.waiting = 0  # rows not released
+
+    def append(self, batch: pa.RecordBatch, columns: dict[str, Array]) -> Slots:
+        """Add rows; their slots, ascending."""
+        n = batch.num_rows
+        slots = np.arange(self._end, self._end + n)
+        if not n:
+            return slots
+        at = self._end - self._base
+        if at + n > len(self._alive):
+            size = max(2 * len(self._alive), at + n)
+            self._alive = np.resize(self._alive, size)
+            self._columns = {name: np.resize(a, size) for name, a in self._columns.items()}
+        for name, array in self._columns.items():
+            array[at : at + n] = columns[name]
+        self._alive[at : at + n] = True
+        self._batches.append(batch)
+        self._firsts.append(self._end)
+        self._rows.append(n)
+        self._live.append(n)
+        self._end += n
+        self.waiting += n
+        self._merge_small()
+        return slots
+
+    def _merge_small(self) -> None:
+        while (
+            len(self._batches) > 1
+            and self._rows[-1] < SMALL_ROWS
+            and self._rows[-2] <= 2 * self._rows[-1]
+            and self._batches[-1] is not None
+            and self._batches[-2] is not None
+        ):
+            last = self._batches.pop()
+            self._batches[-1] = pa.concat_batches([self._batches[-1], last])
+            self._firsts.pop()
+            self._rows[-2:] = [self._rows[-2] + self._rows[-1]]
+            self._live[-2:] = [self._live[-2] + self._live[-1]]
+
+    def get(self, name: str, slots: Slots) -> Array:
+        """Values of a column at slots (released ones too, until they are cut off)."""
+        values: Array = self._columns[name][slots - self._base]
+        return values
+
+    def put(self, name: str, slots: Slots, values: Array | bool | int) -> None:
+        """Overwrite values of a column."""
+        self._columns[name][slots - self._base] = values
+
+    def alive(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Which slots are not released."""
+        index = slots - self._base
+        known: npt.NDArray[np.bool_] = (index >= 0) & self._alive[np.maximum(index, 0)]
+        return known
+
+    def gather(self, slots: Slots, names: tuple[str, ...] | None = None) -> pa.RecordBatch:
+        """The Arrow rows at slots, in their order; all columns or those named."""
+        schema = self.schema if names is None else pa.schema([self.schema.field(n) for n in names])
+        if not len(slots):
+            return _empty(schema)
+        which = np.searchsorted(self._firsts, slots, "right") - 1
+        if which[0] == which[-1] and (which == which[0]).all():
+            b = int(which[0])
+            return _select(self._batches[b], names).take(pa.array(slots - self._firsts[b]))
+        order = np.argsort(which, kind="stable")
+        grouped = which[order]
+        cuts = np.flatnonzero(np.diff(grouped)) + 1
+        parts = []
+        for part in np.split(order, cuts):
+            b = int(which[part[0]])
+            parts.append(_select(self._batches[b], names).take(pa.array(slots[part] - self._firsts[b])))
+        joined = pa.concat_batches(parts)
+        if (np.diff(order) == 1).all():
+            return joined
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return joined.take(pa.array(back))
+
+    def release(self, slots: Slots) -> None:
+        """Forget rows; each slot once."""
+        if not len(slots):
+            return
+        self._alive[slots - self._base] = False
+        self.waiting -= len(slots)
+        which = np.searchsorted(self._firsts, slots, "right") - 1
+        for b, count in zip(*np.unique(which, return_counts=True), strict=True):
+            self._live[b] -= int(count)
+            if not self._live[b]:
+                self._batches[b] = None
+        head = 0
+        while head < len(self._live) and not self._live[head]:
+            head += 1
+        if head:
+            del self._batches[:head], self._firsts[:head], self._rows[:head], self._live[:head]
+        self._cut_head()
+
+    def _cut_head(self) -> None:
+        first = self._firsts[0] if self._firsts else self._end
+        dead = first - self._base
+        if dead < COMPACT_ROWS or 2 * dead < self._end - self._base:
+            return
+        self._alive = self._alive[dead:].copy()
+        self._columns = {name: a[dead:].copy() for name, a in self._columns.items()}
+        self._base = first
+
+    def live_slots(self) -> Slots:
+        """Slots not released, ascending."""
+        return np.flatnonzero(self._alive[: self._end - self._base]) + self._base
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
+
+
+def _select(batch: pa.RecordBatch, names: tuple[str, ...] | None) -> pa.RecordBatch:
+    return batch if names is None else batch.select(list(names))

@@ -1,0 +1,512 @@
+"""One partition of the examples log, trained into the store exactly once. No Beam.
+
+The store's mark is the only truth about what was trained; this object may die at any moment. It buffers
+rows until a batch is full or due, and pushes each batch with the range of the log that it is. Whatever
+the store answers leads to every range being applied once:
+
+- it stands inside the range: the range is cut there and sent again in pieces;
+- it stands before the range (it was restored): what is missing is read from the log again and trained first;
+- it stands past the range (the runner repeated a bundle, another trainer was faster): nothing happens;
+- a gradient is not finite: the rows become dead letters and the range is pushed empty.
+
+Invariant: ``_first`` is where the last push ended, ``_end`` where the buffer ends, and the buffer holds all
+rows between the two. Not thread-safe; its owner locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cuckooflow.embedding_store.api import Floats, PushAnswer, Store, TablePush
+from cuckooflow.errors import (
+    LogNotOpened,
+    MarkMismatch,
+    NonFiniteGradient,
+    SpecError,
+    StoreError,
+    TrainingGap,
+)
+from cuckooflow.logs.contract import LogRange, Position
+from cuckooflow.models.base import Lookup, Model, StepResult, distinct
+from cuckooflow.models.progressive import Progressive
+from cuckooflow.models.registry import COUNT_TABLE
+from cuckooflow.transforms.ranges import RangeHeader, read_range_header
+from cuckooflow.transforms.training_options import TrainingOptions
+from cuckooflow.transforms.training_output import (
+    ARRIVALS_PER_TICK_MAX,
+    GRADIENT_NOT_FINITE,
+    NOT_ENCODABLE,
+    Output,
+    Tick,
+    dead_rows,
+    prediction_batch,
+    shifted,
+)
+from cuckooflow.transforms.training_rows import Correction, TrainingRows, training_rows
+
+
+class RangeReader(Protocol):
+    """Reads a range of the examples log again, with the same rows dropped as the first time.
+
+    Attributes:
+        dead_letters: of the last read: messages in its range that hold no examples.
+    """
+
+    dead_letters: pa.RecordBatch
+
+    def read(
+        self, partition: int, first: Position, last: Position | None, max_rows: int
+    ) -> tuple[pa.RecordBatch, RangeHeader]:
+        """Rows from ``first`` on and the range they are; at most ``max_rows``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A range and its rows: a step to make."""
+
+    first: Position
+    last: Position
+    rows: TrainingRows | None
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Rows that are being fetched for the piece that begins at ``first``."""
+
+    first: Position
+    last: Position
+    lookup: Lookup
+    pulled: Future[tuple[dict[str, Floats], dict[str, Floats]]]
+
+
+class Trainer:
+    """Trains one partition.
+
+    Args:
+        store: where parameters and marks live.
+        model: with the store's tables.
+        reader_factory: opens the log for re-reading when a gap has to be filled; None where nothing can be
+            read again.
+        options: see :class:`TrainingOptions`.
+        correction: of negative sampling.
+        predictions: give back every row's probabilities.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        model: Model,
+        reader_factory: Callable[[], RangeReader] | None,
+        options: TrainingOptions,
+        correction: Correction = "none",
+        predictions: bool = False,
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._reader_factory = reader_factory
+        self._reader: RangeReader | None = None
+        self._options = options
+        self._correction = correction
+        self._predictions = predictions
+        self._log: LogRange | None = None
+        self._first = self._end = self._measured = Position(0)
+        self._buffer: deque[TrainingRows] = deque()
+        self._buffered = 0
+        self._waiting_since_us: int | None = None
+        self._checked_us: int | None = None
+        self._emitted_us: int | None = None
+        self._progressive = Progressive(model.labels, options.metrics_window_us)
+        self._event_time_us: int | None = None
+        self._rate = 1.0
+        self._trained = 0
+        self._arrivals: list[npt.NDArray[np.int64]] = []
+        self._executor = ThreadPoolExecutor(1, "prefetch") if options.prefetch else None
+        self._ahead: _Ahead | None = None
+
+    @property
+    def position(self) -> Position:
+        """Up to where this partition was pushed."""
+        return self._first
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is buffered that no push has carried yet."""
+        return self._first < self._end
+
+    def accept(self, batch: pa.RecordBatch) -> Output:
+        """Take the next element of the partition: rows with a :class:`RangeHeader`.
+
+        Raises:
+            TrainingGap: elements are missing and cannot be read again.
+            WrongIncarnation: the log is not the one the store was trained on.
+            OffsetOutOfRange: what must be read again was deleted by the log's retention.
+            StoreError: the store refused, or is gone.
+        """
+        header = read_range_header(batch)
+        out = Output()
+        with self._all_or_reset():
+            self._accept(batch, header, out)
+        return out
+
+    def flush(self, now_us: int) -> Output:
+        """Push what has waited for ``max_delay_us``, on the clock of ``RangeHeader.polled_us``."""
+        out = Output()
+        if self._log is not None and self._due(now_us):
+            with self._all_or_reset():
+                self._drain(out, everything=True)
+                self._report(now_us, out, False)
+        return out
+
+    def finish(self, now_us: int) -> Output:
+        """Push everything, and make sure that the store has everything. For a bounded input's end."""
+        out = Output()
+        if self._log is not None:
+            with self._all_or_reset():
+                self._drain(out, everything=True)
+                self._settle(out)
+                self._report(now_us, out, True)
+        return out
+
+    def close(self) -> None:
+        """End the prefetching thread. What is buffered is left to who trains this partition next."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    @contextlib.contextmanager
+    def _all_or_reset(self) -> Iterator[None]:
+        """After an error nothing in memory is trusted: the next element starts again at the store's mark."""
+        try:
+            yield
+        except BaseException:
+            self._log = None
+            self._end = self._first
+            self._buffer.clear()
+            self._buffered = 0
+            self._ahead = self._waiting_since_us = self._checked_us = None
+            raise
+
+    # --- what comes in --------------------------------------------------------------------------
+
+    def _accept(self, batch: pa.RecordBatch, header: RangeHeader, out: Output) -> None:
+        if self._log is None:
+            self._open(header.range)
+        if header.range.first > self._end:
+            self._drain(out, everything=True)
+            self._fill(self._end, header.range.first, out)
+            self._first = self._end = header.range.first
+        if header.range.last > self._end:
+            self._append(batch, header, out)
+        before = self._first
+        self._drain(out, everything=header.end or self._due(header.polled_us))
+        if self._first != before and self._waiting_since_us is not None:
+            self._waiting_since_us = header.polled_us  # what is left came with this element
+        if header.end:
+            self._settle(out)
+        else:
+            self._check(header.polled_us, out)
+        self._report(header.polled_us, out, header.end)
+
+    def _open(self, range_: LogRange) -> None:
+        # Where the partition is open already its mark stays, and that is where this trainer begins.
+        self._store.open_log(range_.log, range_.incarnation, {range_.partition: range_.first})
+        self._log = range_
+        self._first = self._end = self._mark()
+        self._measured = max(self._measured, self._first)
+
+    def _mark(self) -> Position:
+        """The lowest mark of the partition."""
+        assert self._log is not None
+        marks = self._store.marks(self._log.log).get(self._log.partition)
+        if not marks:
+            raise LogNotOpened(
+                f"expected the store to know partition {self._log.partition} of log {self._log.log!r}, which "
+                "was open before; it has lost its data folder: give it back, or begin again from the start"
+            )
+        return marks[0]
+
+    def _range(self, first: Position, last: Position) -> LogRange:
+        assert self._log is not None
+        return self._log._replace(first=first, last=last)
+
+    def _append(self, batch: pa.RecordBatch, header: RangeHeader, out: Output) -> None:
+        rows = self._rows(batch, header.range, out)
+        if rows is not None:
+            rows = rows.slice(rows.before(self._end), len(rows))
+            if len(rows):
+                self._buffer.append(rows)
+                self._buffered += len(rows)
+        self._end = header.range.last
+        if self._waiting_since_us is None:
+            self._waiting_since_us = header.polled_us
+
+    def _rows(self, batch: pa.RecordBatch, range_: LogRange, out: Output) -> TrainingRows | None:
+        if not batch.num_rows:
+            return None
+        try:
+            return training_rows(self._model, batch, self._correction)
+        except SpecError as error:
+            out.dead.append(dead_rows([batch], range_, NOT_ENCODABLE, str(error)))
+            return None
+
+    def _due(self, now_us: int) -> bool:
+        since = self._waiting_since_us
+        return since is not None and now_us - since >= self._options.max_delay_us
+
+    # --- what goes out --------------------------------------------------------------------------
+
+    def _drain(self, out: Output, everything: bool) -> None:
+        """Train full batches from the buffer, and with ``everything`` what is left as well."""
+        pieces: deque[_Piece] = deque()
+        first = self._first
+        while self._buffered >= self._options.batch_size or (everything and self._buffered):
+            rows = self._take(self._options.batch_size)
+            last = self._buffer[0].position(0) if self._buffer else self._end
+            pieces.append(_Piece(first, last, rows))
+            first = last
+        if everything and first < self._end:
+            pieces.append(_Piece(first, self._end, None))
+        while pieces:
+            piece = pieces.popleft()
+            self._train(piece, out, following=pieces[0] if pieces else None)
+            self._first = piece.last
+        if self._first == self._end:
+            self._waiting_since_us = None
+
+    def _take(self, count: int) -> TrainingRows:
+        parts: list[TrainingRows] = []
+        while count and self._buffer:
+            rows = self._buffer.popleft()
+            if len(rows) > count:
+                self._buffer.appendleft(rows.slice(count, len(rows)))
+                rows = rows.slice(0, count)
+            parts.append(rows)
+            count -= len(rows)
+            self._buffered -= len(rows)
+        return TrainingRows.concat(parts)
+
+    def _train(self, piece: _Piece, out: Output, following: _Piece | None = None) -> None:
+        """Push one range, whatever the store answers."""
+        todo = [piece]
+        refused = 0
+        while todo:
+            piece = todo.pop()
+            try:
+                self._push(piece, out, following if not todo else None)
+                refused = 0
+            except MarkMismatch as mismatch:
+                refused += 1
+                if refused > self._options.push_attempts_max:
+                    raise StoreError(
+                        f"expected the store to take {self._range(piece.first, piece.last)} within "
+                        f"{self._options.push_attempts_max} attempts, received {mismatch}; stop the other "
+                        "trainer of this partition"
+                    ) from mismatch
+                marks = [Position(*mark) for mark in mismatch.marks]
+                if marks and marks[0] < piece.first:
+                    todo.append(piece)
+                    todo.extend(reversed(self._reread(marks[0], piece.first, out)))
+                else:
+                    todo.extend(reversed(_cut(piece, marks)))
+
+    def _fill(self, first: Position, last: Position, out: Output) -> None:
+        """Train what lies between two positions from the log."""
+        while first < last:
+            for piece in self._reread(first, last, out):
+                self._train(piece, out)
+                first = piece.last
+
+    def _reread(self, first: Position, last: Position, out: Output) -> list[_Piece]:
+        """The next batches of a gap, from the log."""
+        if self._reader_factory is None:
+            raise TrainingGap(
+                f"expected to read {self._range(first, last)} again, but this trainer has no reader; "
+                "give TrainStep a reader of the log"
+            )
+        if self._reader is None:
+            self._reader = self._reader_factory()
+        assert self._log is not None
+        batch, header = self._reader.read(self._log.partition, first, last, self._options.fill_rows_max)
+        if first >= self._measured and self._reader.dead_letters.num_rows:
+            out.dead.append(self._reader.dead_letters)
+        if header.range.last <= first:
+            raise TrainingGap(
+                f"expected rows of {self._range(first, last)}, received none from {first} on; the log ends "
+                "before the store's marks: was it recreated or truncated?"
+            )
+        rows = self._rows(batch, header.range, out)
+        if rows is None:
+            return [_Piece(first, header.range.last, None)]
+        cuts = [
+            rows.position(n) for n in range(self._options.batch_size, len(rows), self._options.batch_size)
+        ]
+        return _cut(_Piece(first, header.range.last, rows), cuts)
+
+    def _push(self, piece: _Piece, out: Output, following: _Piece | None) -> None:
+        rows, range_ = piece.rows, self._range(piece.first, piece.last)
+        if rows is None or not len(rows):
+            self._store.push(range_, {}, {}, self._event_time_us or 0)
+            return
+        lookup, tables, dense = self._pulled(piece)
+        self._fetch(following)
+        result = self._model.train_step(
+            rows.encoded, lookup, tables, dense, rows.targets, self._options.batch_size
+        )
+        newest_us = int(rows.times_us.max())
+        try:
+            if not result.finite():
+                raise NonFiniteGradient("expected finite gradients, received NaN or infinity")
+            answer = self._store.push(
+                range_, self._gradients(lookup, result), result.dense_gradients, newest_us
+            )
+        except NonFiniteGradient as error:
+            self._store.push(range_, {}, {}, newest_us)
+            out.dead.append(dead_rows(rows.batches, range_, GRADIENT_NOT_FINITE, str(error)))
+            return
+        self._count(rows, result, answer, out)
+
+    def _pulled(self, piece: _Piece) -> tuple[Lookup, dict[str, Floats], dict[str, Floats]]:
+        assert piece.rows is not None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            tables, dense = ahead.pulled.result()
+            if (ahead.first, ahead.last) == (piece.first, piece.last):
+                return ahead.lookup, tables, dense
+        lookup = distinct(piece.rows.encoded)
+        tables, dense = self._store.pull(self._model.wanted(lookup))
+        return lookup, tables, dense
+
+    def _fetch(self, piece: _Piece | None) -> None:
+        if self._executor is None or piece is None or piece.rows is None:
+            return
+        lookup = distinct(piece.rows.encoded)
+        pulled = self._executor.submit(self._store.pull, self._model.wanted(lookup))
+        self._ahead = _Ahead(piece.first, piece.last, lookup, pulled)
+
+    def _gradients(self, lookup: Lookup, result: StepResult) -> dict[str, TablePush]:
+        pushes = {
+            name: TablePush(lookup.ids, gradients, lookup.counts)
+            for name, gradients in result.row_gradients.items()
+        }
+        if self._options.counting:
+            occurred = -lookup.counts.astype(np.float32)[:, None]
+            pushes[COUNT_TABLE] = TablePush(lookup.ids, occurred, lookup.counts)
+        return pushes
+
+    # --- what is told ---------------------------------------------------------------------------
+
+    def _count(self, rows: TrainingRows, result: StepResult, answer: PushAnswer, out: Output) -> None:
+        if not answer.applied:
+            return
+        newest = int(rows.times_us.max())
+        self._event_time_us = max(newest, self._event_time_us if self._event_time_us is not None else newest)
+        # What a restored store learns again was predicted and told before.
+        new = rows.before(self._measured)
+        if new == len(rows):
+            return
+        result = dataclasses.replace(result, probabilities=result.probabilities[new:])
+        rows = rows.slice(new, len(rows))
+        last = rows.position(len(rows) - 1)
+        self._measured = Position(last.offset, last.row + 1)
+        self._trained += len(rows)
+        self._rate = float(rows.rates[-1])
+        self._arrivals.append(rows.appends_us[rows.labels.any(axis=1)])
+        probabilities = result.probabilities
+        if self._correction == "log_odds":
+            probabilities = shifted(probabilities, rows.rates)
+        self._progressive.add(rows.times_us, probabilities, rows.labels, rows.metric_weights)
+        if self._predictions:
+            out.predictions.append(prediction_batch(self._model.labels, rows, result.probabilities))
+
+    def _check(self, now_us: int, out: Output) -> None:
+        """Every few seconds: whether the store still has what was pushed."""
+        if self._checked_us is not None and now_us - self._checked_us < self._options.marks_interval_us:
+            return
+        self._checked_us = now_us
+        self._fill(self._mark(), self._first, out)
+
+    def _settle(self, out: Output) -> None:
+        """Make sure that every bucket of the store has everything up to the last push."""
+        for _ in range(self._options.push_attempts_max):
+            mark = self._mark()
+            if mark >= self._first:
+                return
+            self._fill(mark, self._first, out)
+        raise StoreError(
+            f"expected the store to reach {self._first}, it stands at {self._mark()} after "
+            f"{self._options.push_attempts_max} attempts; is it being restarted over and over?"
+        )
+
+    def _report(self, now_us: int, out: Output, end: bool) -> None:
+        assert self._log is not None
+        if end or self._emitted_us is None or now_us - self._emitted_us >= self._options.metrics_interval_us:
+            self._emitted_us = now_us
+            out.metrics += self.metric_records(now_us)
+        arrivals = np.concatenate(self._arrivals) if self._arrivals else np.empty(0, np.int64)
+        if len(arrivals) > ARRIVALS_PER_TICK_MAX:
+            picked = np.linspace(0, len(arrivals) - 1, ARRIVALS_PER_TICK_MAX).astype(np.int64)
+            arrivals = np.sort(arrivals)[picked]
+        out.ticks.append(
+            Tick(
+                log=self._log.log,
+                partition=self._log.partition,
+                first=self._first,
+                polled_us=now_us,
+                event_time_us=self._event_time_us,
+                rows=self._trained,
+                rate=self._rate,
+                arrivals_us=tuple(arrivals.tolist()),
+                metrics=tuple(out.metrics),
+                end=end,
+            )
+        )
+        self._trained = 0
+        self._arrivals = []
+
+    def metric_records(self, now_us: int) -> list[dict[str, Any]]:
+        """Progressive figures since the last call, JSON-ready; see :class:`LabelMetrics`.
+
+        Each is an increment: records of one window and label add up. Besides the figures it says
+        ``kind`` ("progressive"), ``log``, ``partition``, ``label``, ``window_start_us``, ``window_us``,
+        ``polled_us`` and ``position`` (up to where it was trained).
+        """
+        assert self._log is not None
+        return [
+            {
+                "kind": "progressive",
+                "log": self._log.log,
+                "partition": self._log.partition,
+                "label": label,
+                "window_start_us": start,
+                "window_us": self._options.metrics_window_us,
+                "polled_us": now_us,
+                "position": list(self._measured),
+                **figures.to_json(),
+            }
+            for start, label, figures in self._progressive.take()
+        ]
+
+
+def _cut(piece: _Piece, marks: list[Position]) -> list[_Piece]:
+    """The piece in parts that meet at the marks inside it."""
+    cuts = [piece.first, *(m for m in marks if piece.first < m < piece.last), piece.last]
+    parts: list[_Piece] = []
+    for first, last in itertools.pairwise(cuts):
+        rows = piece.rows
+        parts.append(
+            _Piece(
+                first, last, rows.slice(rows.before(first), rows.before(last)) if rows is not None else None
+            )
+        )
+    return parts

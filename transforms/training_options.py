@@ -1,0 +1,38 @@
+"""The ``training`` section of a job."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingOptions(BaseModel):
+    """How examples become pushes.
+
+    Attributes:
+        batch_size: rows of a step, default 256, 1 to 65,536. 64 to 512 learn best in one pass; 4,096 costs
+            about .01 AUC and is faster.
+        max_delay_us: how long a row waits for its batch to fill, microseconds, default 2 s. Shorter is
+            fresher; ragged batches scale their step, but cost a round trip each.
+        counting: keep exact counts of every feature id's occurrences; default off. Costs a table.
+        prefetch: ask for the next batch's rows while one computes; default off. Hides the store's round trip
+            where it is remote; the rows are then one batch older.
+        marks_interval_us: how often the store is asked where it stands, microseconds, default 5 s: so
+            long may a restored store stay behind. Also asked before a bounded input is called finished.
+        metrics_window_us: width of an event-time window of the progressive figures, default 1 h.
+        metrics_interval_us: how often they are emitted, microseconds, default 2 s.
+        fill_rows_max: rows read at once when a gap is filled from the log, default 16,384.
+        push_attempts_max: pushes of a range that may be refused in a row before the step gives up;
+            default 64. Every refusal says where to cut, so more means that another trainer races.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=256, ge=1, le=65_536)
+    max_delay_us: int = Field(default=2_000_000, ge=0)
+    counting: bool = False
+    prefetch: bool = False
+    marks_interval_us: int = Field(default=5_000_000, ge=0)
+    metrics_window_us: int = Field(default=3_600_000_000, ge=1_000_000)
+    metrics_interval_us: int = Field(default=2_000_000, ge=0)
+    fill_rows_max: int = Field(default=16_384, ge=1, le=1_000_000)
+    push_attempts_max: int = Field(default=64, ge=1)

@@ -1,0 +1,174 @@
+"""Rows of the examples log as the trainer takes them: encoded features, targets, positions.
+
+Columns read beside the features' (see the join's output): ``_offset``, ``_row``, ``_time``, ``_append``,
+``label_<name>`` (null: unknown), and where they are there ``_kind`` (0 primary, 1 late), ``_rate`` (the share
+of all-negative examples that was kept) and ``_negative_kept`` (late rows: whether the earlier negative
+was trained on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cuckooflow.embedding_store.api import Floats
+from cuckooflow.logs.contract import Position
+from cuckooflow.models.base import Model, Targets
+from cuckooflow.models.encoding import Encoded
+
+#: How the loss of sampled negatives is made up for; see ``negative_sampling`` in the job.
+Correction = Literal["none", "log_odds", "weight"]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """B rows of one partition, in position order.
+
+    Attributes:
+        batches: the rows as they came.
+        encoded: their features.
+        targets: what each says about each label.
+        labels: (B, L) uint8, 0 where unknown.
+        metric_weights: (B, L) float32: what a row counts in the figures of the unsampled stream; 0 for
+            late rows and unknown labels.
+        rates: (B,) float32, ``_rate`` or 1.
+        offsets, rows, times_us, appends_us: (B,) int64.
+    """
+
+    batches: tuple[pa.RecordBatch, ...]
+    encoded: Encoded
+    targets: Targets
+    labels: npt.NDArray[np.uint8]
+    metric_weights: Floats
+    rates: Floats
+    offsets: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    times_us: npt.NDArray[np.int64]
+    appends_us: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def position(self, row: int) -> Position:
+        """Where a row stands in the log."""
+        return Position(int(self.offsets[row]), int(self.rows[row]))
+
+    def before(self, position: Position) -> int:
+        """How many rows stand before ``position``."""
+        low, high = np.searchsorted(self.offsets, [position.offset, position.offset + 1])
+        return int(low + np.searchsorted(self.rows[low:high], position.row))
+
+    def slice(self, start: int, stop: int) -> TrainingRows:
+        """Rows ``start <= row < stop``, without a copy."""
+        if start <= 0 and stop >= len(self):
+            return self
+        start, stop = max(start, 0), min(stop, len(self))
+        return TrainingRows(
+            batches=_slice(self.batches, start, stop),
+            encoded=self.encoded.slice(start, stop),
+            targets=Targets(self.targets.positive[start:stop], self.targets.negative[start:stop]),
+            **{f.name: getattr(self, f.name)[start:stop] for f in fields(self)[3:]},
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[TrainingRows]) -> TrainingRows:
+        """The rows of all parts, in order; there must be at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        return TrainingRows(
+            batches=tuple(batch for part in parts for batch in part.batches),
+            encoded=Encoded.concat([part.encoded for part in parts]),
+            targets=Targets(
+                np.concatenate([part.targets.positive for part in parts]),
+                np.concatenate([part.targets.negative for part in parts]),
+            ),
+            **{
+                f.name: np.concatenate([getattr(part, f.name) for part in parts])
+                for f in fields(TrainingRows)[3:]
+            },
+        )
+
+
+def training_rows(model: Model, batch: pa.RecordBatch, correction: Correction) -> TrainingRows:
+    """Encode a batch of the examples log.
+
+    Raises:
+        SpecError: a feature cannot take its column.
+    """
+    rows = batch.num_rows
+    known = np.zeros((rows, len(model.labels)), np.bool_)
+    labels = np.zeros((rows, len(model.labels)), np.uint8)
+    for k, name in enumerate(model.labels):
+        column = _column(batch, f"label_{name}")
+        if column is not None:
+            known[:, k] = column.is_valid().to_numpy(zero_copy_only=False)
+            labels[:, k] = _numbers(column, np.uint8) != 0
+    rates: Floats = np.asarray(_numbers(_column(batch, "_rate"), np.float32, 1.0, rows), np.float32)
+    late = _numbers(_column(batch, "_kind"), np.int8, 0, rows) == 1
+    kept = _numbers(_column(batch, "_negative_kept"), np.uint8, 0, rows) != 0
+    made_up = (1.0 / rates)[:, None].astype(np.float32)
+    sampled = _all_negative(batch)[:, None] & ~late[:, None]
+    row_weight = np.where(sampled, made_up, np.float32(1.0))
+    step_weight = row_weight if correction == "weight" else np.ones_like(row_weight)
+
+    primary = (known & ~late[:, None]).astype(np.float32)
+    positive = primary * step_weight * labels
+    negative = primary * step_weight * (1 - labels)
+    # A late row adds only the label that came; where the row was trained as a negative before, that is
+    # taken back.
+    added = (late[:, None] & (labels == 1)).astype(np.float32)
+    positive += added
+    negative -= added * kept[:, None]
+    return TrainingRows(
+        batches=(batch,),
+        encoded=model.encode(batch),
+        targets=Targets(positive.astype(np.float32), negative.astype(np.float32)),
+        labels=labels,
+        metric_weights=(primary * row_weight).astype(np.float32),
+        rates=rates,
+        offsets=_numbers(_column(batch, "_offset"), np.int64, 0, rows),
+        rows=_numbers(_column(batch, "_row"), np.int64, 0, rows),
+        times_us=_numbers(_column(batch, "_time"), np.int64, 0, rows),
+        appends_us=_numbers(_column(batch, "_append"), np.int64, 0, rows),
+    )
+
+
+def _slice(batches: Sequence[pa.RecordBatch], start: int, stop: int) -> tuple[pa.RecordBatch, ...]:
+    parts: list[pa.RecordBatch] = []
+    for batch in batches:
+        low, high = max(start, 0), min(stop, batch.num_rows)
+        if low < high:
+            parts.append(batch.slice(low, high - low))
+        start, stop = start - batch.num_rows, stop - batch.num_rows
+    return tuple(parts)
+
+
+def _column(batch: pa.RecordBatch, name: str) -> pa.Array | None:
+    index = batch.schema.get_field_index(name)
+    return None if index < 0 else batch.column(index)
+
+
+def _numbers(column: pa.Array | None, dtype: type, default: float = 0, rows: int = 0) -> npt.NDArray[Any]:
+    """The column as numpy with nulls as ``default``; ``rows`` times the default where it is absent."""
+    if column is None or pa.types.is_null(column.type):
+        return np.full(rows if column is None else len(column), default, dtype)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if column.null_count:
+        column = column.fill_null(pa.scalar(default, column.type))
+    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return values
+
+
+def _all_negative(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Rows that are negative in every label of the log, the model's or not: only these are sampled."""
+    result = np.ones(batch.num_rows, np.bool_)
+    for index, name in enumerate(batch.schema.names):
+        if name.startswith("label_"):
+            result &= _numbers(batch.column(index), np.uint8) == 0
+    return result
