@@ -26,7 +26,8 @@ LABELS = ("is_click", "long_view")
 #: One-hot encoded profile columns that the reference learner used.
 _PROFILE = tuple(f"onehot_feat{n}" for n in (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
 _RANGES = ("follow_user_num_range", "fans_user_num_range", "register_days_range")
-_USER_COLUMNS = ("user_active_degree", *_PROFILE, *_RANGES)
+#: The columns of the profile that are features.
+USER_COLUMNS = ("user_active_degree", *_PROFILE, *_RANGES)
 #: Rows of an element.
 CHUNK_ROWS = 8192
 #: The name of the log that the benchmark's positions belong to.
@@ -44,7 +45,7 @@ FEATURES: tuple[FeatureSpec, ...] = (
     FeatureSpec(name="hour", kind="hour", zone="Asia/Shanghai"),
     FeatureSpec(name="upload_type"),
     FeatureSpec(name="duration", column="duration_s", kind="bucket", boundaries=_DURATIONS),
-    *(FeatureSpec(name=name) for name in _USER_COLUMNS),
+    *(FeatureSpec(name=name) for name in USER_COLUMNS),
 )
 
 
@@ -91,7 +92,7 @@ def load(folder: Path, rows: int | None = None) -> Feed:
         "duration_s": pc.divide(_flat(log["duration_ms"]).cast(pa.float64()), 1000.0),
     }
     user_at = pc.index_in(log["user_id"].combine_chunks(), users["user_id"].combine_chunks())
-    columns |= {name: _flat(users[name]).take(user_at) for name in _USER_COLUMNS}
+    columns |= {name: _flat(users[name]).take(user_at) for name in USER_COLUMNS}
     video_at = pc.index_in(log["video_id"].combine_chunks(), videos["video_id"].combine_chunks())
     columns |= {name: _flat(videos[name]).take(video_at) for name in ("author_id", "upload_type")}
     tags = _flat(videos["tag"]).cast(pa.string()).take(video_at)

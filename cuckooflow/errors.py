@@ -158,3 +158,30 @@ class ScorerOverloaded(CuckooflowError):
 
 class ScorerUnavailable(CuckooflowError):
     """The scorer did not answer, or failed. Look at its log; the request may be sent again."""
+
+
+# --- embedding store: its folder, its process, its bounds --------------------------------------
+
+
+class StoreLocked(StoreError):
+    """Another process, or another store object, uses this data folder. Close that one first."""
+
+
+class ConfigDiffers(StoreError):
+    """The data folder holds a store of another configuration. Use that one, or another folder."""
+
+
+class CheckpointNotFound(StoreError):
+    """The folder holds no store. Create one with ``open_store``, or correct the path."""
+
+
+class UnknownVersion(StoreError):
+    """An ack names a version that this store never gave. Ack the version that ``delta`` answered."""
+
+
+class LimitExceeded(StoreError):
+    """A request is over one of the store's bounds. Send less at once."""
+
+
+class InsecureListen(StoreError):
+    """The store's process listens on loopback addresses only: its traffic is neither encrypted nor authenticated."""

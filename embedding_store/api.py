@@ -55,6 +55,9 @@ class TableConfig:
         admission: an id gets a row once it has occurred this often; default 1, at once.
         slot_admission: slot number -> admission, where a slot's differs; the slot is the id's
             high :data:`SLOT_BITS` bits.
+        filter_bytes: memory of the filter that counts ids without a row, default 8 MiB; used only where
+            some admission is over 1. It remembers about ``filter_bytes / 32`` distinct ids; more memory
+            lets rare ids be remembered for longer, and makes checkpoints larger by as much.
     """
 
     name: str
@@ -64,6 +67,7 @@ class TableConfig:
     seed: int = 0
     admission: int = 1
     slot_admission: Mapping[int, int] = field(default_factory=dict)
+    filter_bytes: int = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,7 @@ class Store(Protocol):
 
         Raises:
             LogNotOpened, WrongIncarnation, UnknownTable, BadShape, NonFiniteGradient, MarkMismatch.
+                These mean: nothing was applied.
         """
         ...
 

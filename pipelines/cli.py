@@ -33,18 +33,18 @@ SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec
 
 
 class PipelineName(StrEnum):
-    join = "join"
-    train = "train"
+    JOIN = "join"
+    TRAIN = "train"
 
 
 class RunnerName(StrEnum):
-    direct = "direct"
-    prism = "prism"
+    DIRECT = "direct"
+    PRISM = "prism"
 
 
 class Dataset(StrEnum):
-    movielens = "movielens"
-    simulator = "simulator"
+    MOVIELENS = "movielens"
+    SIMULATOR = "simulator"
 
 
 @app.command()
@@ -72,7 +72,7 @@ def run(
     context: typer.Context,
     pipeline: PipelineName,
     spec_file: SpecFile,
-    runner: Annotated[RunnerName, typer.Option(help="where the pipeline runs")] = RunnerName.direct,
+    runner: Annotated[RunnerName, typer.Option(help="where the pipeline runs")] = RunnerName.DIRECT,
     stop_at_end: Annotated[
         bool, typer.Option("--stop-at-end", help="process what the logs hold, close every window, and stop")
     ] = False,
@@ -136,7 +136,7 @@ def up(spec_file: SpecFile) -> None:
 def demo(
     dataset: Annotated[
         Dataset, typer.Option(help="real ratings, or simulated ones without a download")
-    ] = Dataset.movielens,
+    ] = Dataset.MOVIELENS,
     folder: Annotated[Path, typer.Option("--dir", help="where the run is written; emptied first")] = Path(
         "demo-run"
     ),

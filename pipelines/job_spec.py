@@ -36,7 +36,7 @@ class LogSpec(Section):
     """
 
     path: Path
-    partitions: int = Field(1, ge=1, le=1024)
+    partitions: int = Field(default=1, ge=1, le=1024)
 
 
 class LogsSpec(Section):
@@ -106,9 +106,9 @@ class JoinSpec(Section):
     max_future_skew: DurationUs = 3_600_000_000
     max_lead: DurationUs = 86_400_000_000
     idle_after: DurationUs = 10_000_000
-    num_shards: int = Field(8, ge=1, le=1024)
-    cache_bytes: int = Field(64 << 20, ge=1 << 16)
-    state_buckets: int = Field(16, ge=4, le=32)
+    num_shards: int = Field(default=8, ge=1, le=1024)
+    cache_bytes: int = Field(default=64 << 20, ge=1 << 16)
+    state_buckets: int = Field(default=16, ge=4, le=32)
     tick: DurationUs = 1_000_000
     balance_interval: DurationUs = 1_000_000
 
@@ -130,7 +130,7 @@ class NegativeSamplingSpec(Section):
             weight 1/rate (any number of labels).
     """
 
-    rate: float = Field(1.0, gt=0.0, le=1.0)
+    rate: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = 0
     correction: Literal["log_odds", "weight"] = "log_odds"
 
@@ -147,10 +147,10 @@ class TrainingSpec(Section):
         counting: also count every feature id in the table ``_count``, for checks by equality.
     """
 
-    batch_size: int = Field(256, ge=1, le=65_536)
+    batch_size: int = Field(default=256, ge=1, le=65_536)
     max_delay: DurationUs = 2_000_000
-    dedupe_rows: int = Field(1_000_000, ge=0, le=100_000_000)
-    metrics_window: DurationUs = Field(3_600_000_000, ge=1_000_000)
+    dedupe_rows: int = Field(default=1_000_000, ge=0, le=100_000_000)
+    metrics_window: DurationUs = Field(default=3_600_000_000, ge=1_000_000)
     counting: bool = False
 
 
@@ -165,9 +165,9 @@ class StoreSpec(Section):
             the examples log.
     """
 
-    listen: str = Field("127.0.0.1:0", pattern=r"^.+:\d{1,5}$")
+    listen: str = Field(default="127.0.0.1:0", pattern=r"^.+:\d{1,5}$")
     data: Path = Path("store")
-    buckets: int = Field(64, ge=1, le=4096)
+    buckets: int = Field(default=64, ge=1, le=4096)
     checkpoint_interval: DurationUs = 30_000_000
 
 
@@ -188,7 +188,7 @@ class SnapshotsSpec(Section):
 class ServingSpec(Section):
     """The scorer. ``listen``: address of its HTTP server, default 127.0.0.1:8501; port 0 takes a free one."""
 
-    listen: str = Field("127.0.0.1:8501", pattern=r"^.+:\d{1,5}$")
+    listen: str = Field(default="127.0.0.1:8501", pattern=r"^.+:\d{1,5}$")
 
 
 class JobSpec(Section):

@@ -24,8 +24,8 @@ _APPEND_LINES = 10_000
 
 
 class Encoding(StrEnum):
-    lines = "lines"
-    frames = "frames"
+    LINES = "lines"
+    FRAMES = "frames"
 
 
 @app.command()
@@ -34,7 +34,7 @@ def create(
     partitions: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     encoding: Annotated[
         Encoding, typer.Option(help="lines: one message a line; frames: any bytes")
-    ] = Encoding.lines,
+    ] = Encoding.LINES,
 ) -> None:
     """Create an empty log."""
     LocalLog.create(path, partitions, encoding.value)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.models import registry
 from cuckooflow.models.base import Model
 from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.transforms.columns import Column, EventSchema
 from cuckooflow.transforms.join_options import JoinOptions, Label
+from cuckooflow.transforms.poll_core import PollOptions
+from cuckooflow.transforms.snapshot_publisher import SnapshotOptions
 from cuckooflow.transforms.training_options import TrainingOptions
+from cuckooflow.transforms.training_rows import Correction
 
 
 def model(job: JobSpec) -> Model:
@@ -48,3 +54,68 @@ def training_options(job: JobSpec) -> TrainingOptions:
         counting=training.counting,
         metrics_window_us=training.metrics_window,
     )
+
+
+def impression_schema(job: JobSpec) -> EventSchema:
+    """Columns and roles of the impressions log."""
+    return EventSchema(
+        columns=job.columns.impressions, time=job.join.impression_time, key=tuple(job.join.key)
+    )
+
+
+def action_schema(job: JobSpec) -> EventSchema:
+    """Columns and roles of the actions log."""
+    join = job.join
+    return EventSchema(
+        columns=job.columns.actions,
+        time=join.action_time,
+        key=tuple(join.key),
+        action_type=join.action_type,
+        action_id=join.action_id,
+    )
+
+
+def poll_options(job: JobSpec, stop_at_end: bool) -> PollOptions:
+    """Options of ReadLogs; a bounded read takes no partition for idle."""
+    join = job.join
+    return PollOptions(
+        num_shards=join.num_shards,
+        max_skew_us=join.max_skew,
+        max_lead_us=join.max_lead,
+        max_future_skew_us=join.max_future_skew,
+        live=not stop_at_end,
+        idle_after_us=join.idle_after,
+        stop_at_end=stop_at_end,
+    )
+
+
+def correction(job: JobSpec) -> Correction:
+    """How scores are corrected for the negatives that sampling left out."""
+    return job.negative_sampling.correction if job.negative_sampling.rate < 1 else "none"
+
+
+def store_address(job: JobSpec) -> Path:
+    """The file that tells where the job's store listens."""
+    return job.path(job.store.data) / "address"
+
+
+def snapshot_options(job: JobSpec) -> SnapshotOptions:
+    """Options of EmitSnapshots."""
+    columns = {name: column_type(column) for name, column in job.columns.impressions.items()}
+    return SnapshotOptions(
+        folder=job.path(job.snapshots.dir),
+        name=job.name,
+        model=job.model,
+        features=tuple(job.features),
+        columns=columns,
+        correction=correction(job),
+        interval_us=job.snapshots.interval,
+        full_interval_us=job.snapshots.full_interval,
+    )
+
+
+def column_type(column: Column) -> str:
+    """A column's type as a manifest spells it: ``string``, ``time[ms]``, ``time[iso,Asia/Shanghai]``."""
+    if column.type != "time":
+        return column.type
+    return f"time[{column.unit},{column.zone}]" if column.unit == "iso" else f"time[{column.unit}]"

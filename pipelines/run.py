@@ -11,13 +11,10 @@ from apache_beam.runners.runner import PipelineState
 
 from cuckooflow.errors import CuckooflowError
 from cuckooflow.pipelines.job_spec import JobSpec
-from cuckooflow.pipelines.join.pipeline import build_join
-from cuckooflow.pipelines.train.pipeline import build_train
 from cuckooflow.runners import direct, prism
-from cuckooflow.transforms.poll_loop import STOP
+from cuckooflow.transforms.front_ends import FrontEnd, stop_sources
 
 _PRESETS = {"direct": direct.preset, "prism": prism.preset}
-_BUILDERS = {"join": build_join, "train": build_train}
 
 
 def run_pipeline(name: str, job: JobSpec, runner: str, stop_at_end: bool, beam_args: Sequence[str]) -> None:
@@ -33,12 +30,12 @@ def run_pipeline(name: str, job: JobSpec, runner: str, stop_at_end: bool, beam_a
     preset = _PRESETS[runner](beam_args)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        STOP.set()
+        stop_sources()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     pipeline = beam.Pipeline(runner=preset.make_runner(), options=preset.options)
-    _BUILDERS[name](pipeline, job, front_end=preset.front_end, stop_at_end=stop_at_end)
+    _build(name, pipeline, job, preset.front_end, stop_at_end)
     try:
         result = pipeline.run()
         state = result.wait_until_finish()
@@ -49,6 +46,18 @@ def run_pipeline(name: str, job: JobSpec, runner: str, stop_at_end: bool, beam_a
         raise named from e
     if state != PipelineState.DONE:
         raise CuckooflowError(f"the {name} pipeline ended as {state}; expected {PipelineState.DONE}")
+
+
+def _build(name: str, pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_at_end: bool) -> None:
+    # Imported here: the join needs neither the store's client nor, through the models, TensorFlow.
+    if name == "join":
+        from cuckooflow.pipelines.join.pipeline import build_join
+
+        build_join(pipeline, job, front_end, stop_at_end)
+    else:
+        from cuckooflow.pipelines.train.pipeline import build_train
+
+        build_train(pipeline, job, front_end, stop_at_end)
 
 
 def _named_cause(error: BaseException) -> CuckooflowError | None:

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -109,9 +109,7 @@ def _validate_sections(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fau
             else:
                 sections[name] = info.get_default(call_default_factory=True)
             continue
-        adapter: TypeAdapter[Any] = TypeAdapter(
-            info.annotation if not info.metadata else _annotated(info.annotation, info.metadata)
-        )
+        adapter: TypeAdapter[Any] = TypeAdapter(_annotated(info.annotation, info.metadata))
         try:
             sections[name] = adapter.validate_python(raw[name])
         except ValidationError as e:
@@ -120,9 +118,8 @@ def _validate_sections(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fau
 
 
 def _annotated(annotation: Any, metadata: list[Any]) -> Any:
-    from typing import Annotated
-
-    return Annotated[(annotation, *metadata)]
+    """The field's type with its bounds, which pydantic keeps apart."""
+    return Annotated[(annotation, *metadata)] if metadata else annotation
 
 
 def _fault_of(section: str, error: ErrorDetails, annotation: Any) -> Fault:

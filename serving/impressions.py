@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cuckooflow.errors import BadRequest
 from cuckooflow.logs.local_log import LocalLogWriter
 from cuckooflow.serving.times import TimeFormat
 
@@ -30,7 +31,7 @@ class ImpressionOptions:
     request_column: str = "request_id"
     time_column: str = "time"
     version_column: str = "model_version"
-    time_format: TimeFormat = TimeFormat()
+    time_format: TimeFormat = field(default_factory=TimeFormat)
 
 
 class ImpressionLog:
@@ -51,13 +52,17 @@ class ImpressionLog:
         """Write a message for each row; durable when this returns. The first one's offset.
 
         Raises:
+            BadRequest: a value cannot be written as JSON.
             LogError: another process writes the partition, there is no such log, or the disk refused. The
                 next call tries again.
         """
-        messages = [
-            json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-            for row in rows
-        ]
+        try:
+            messages = [
+                json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+                for row in rows
+            ]
+        except ValueError as error:  # a lone surrogate, or a number past every float
+            raise BadRequest(f"expected values that UTF-8 JSON can hold, received others: {error}") from error
         with self._lock:
             if self._writer is None:
                 # At the first use, not at the start: until someone asks for it, the log is others' to write.

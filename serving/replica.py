@@ -156,7 +156,9 @@ class Replica:
         self._polls += 1
         while snapshots.is_published(self._folder, self._seen + 1):
             self._seen += 1
-            self._try(self._seen)
+            obstacle = self._try(self._seen)
+            if obstacle:
+                self._note_gap(f"snapshot {self._seen} {obstacle}")
         return self._counts.applied - before
 
     def follow(self, stop: threading.Event, interval_s: float) -> None:
@@ -174,34 +176,40 @@ class Replica:
         if not numbers or numbers[-1] <= self._seen or (self._served and self._seen + 1 in numbers):
             return
         for sequence in reversed(snapshots.full_sequences(self._folder)):
-            if sequence > self._seen and sequence not in self._refused and self._try(sequence):
+            if sequence > self._seen and self._try(sequence) is None and self._holds(sequence):
                 self._seen = sequence
                 return
         # No full one can be applied: what is there is looked at in order, and found not to stand.
         self._seen = min(number for number in numbers if number > self._seen) - 1
 
-    def _try(self, sequence: int) -> bool:
-        """Apply one number if it is whole and stands on what is held."""
+    def _holds(self, sequence: int) -> bool:
+        return self._served is not None and self._served.manifest.sequence == sequence
+
+    def _try(self, sequence: int) -> str | None:
+        """Apply one number if it is whole and stands on what is held; else why not.
+
+        None also where it was deleted as too old meanwhile: the next listing finds the way.
+        """
         if sequence in self._refused:
-            return False
+            return "was refused before"
         try:
             manifest = snapshots.read_manifest(self._folder, sequence)
             held = self._served.store.version if self._served else None
-            if not snapshots.stands_on(manifest, held) or not self._same_model(manifest):
-                self._note_gap(f"snapshot {sequence} stands on {manifest.base}, held is {held}")
-                return False
+            if not snapshots.stands_on(manifest, held):
+                return f"stands on {manifest.base}, held is {held}"
+            if not self._same_model(manifest):
+                return "is a delta of another model than the one held"
             self._apply(manifest)
         except FileNotFoundError:
-            return False  # deleted as too old meanwhile; the next listing finds the way
+            return None
         except (CuckooflowError, ValidationError) as error:
             if isinstance(error, SnapshotDamaged) and not snapshots.is_published(self._folder, sequence):
-                return False  # likewise, between manifest and blob
+                return None
             self._refused.add(sequence)
             self._counts = dataclasses.replace(self._counts, damaged=self._counts.damaged + 1)
             _log.error("event=snapshot_refused sequence=%d error=%s", sequence, error)
-            self._note_gap(f"snapshot {sequence} was refused: {error}")
-            return False
-        return True
+            return f"was refused: {error}"
+        return None
 
     def _same_model(self, manifest: Manifest) -> bool:
         """Whether a delta is of the model that is held; a full one brings its own."""

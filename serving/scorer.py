@@ -64,7 +64,7 @@ class Scorer:
         replica: what is served.
         clock_us: the wall clock, microseconds since the epoch: the event time of requests that do not
             bring theirs.
-        impressions: where and how impressions are written.
+        impressions: where and how impressions are written; None: nowhere, with the usual names.
         rows_max: rows of one request, at most, default 10,000.
     """
 
@@ -72,14 +72,14 @@ class Scorer:
         self,
         replica: Replica,
         clock_us: Callable[[], int],
-        impressions: ImpressionOptions = ImpressionOptions(),  # noqa: B008  # frozen
+        impressions: ImpressionOptions | None = None,
         rows_max: int = 10_000,
     ) -> None:
         self._replica = replica
         self._clock_us = clock_us
-        self._options = impressions
+        self._options = options = impressions or ImpressionOptions()
         self._rows_max = rows_max
-        self._log = ImpressionLog(impressions.log, impressions.partition) if impressions.log else None
+        self._log = ImpressionLog(options.log, options.partition) if options.log else None
 
     def predict(self, body: bytes) -> Answer:
         """Score a request's body.

@@ -13,6 +13,9 @@ from apache_beam import coders
 #: The type of an element between two stages: a shard or partition, and its rows.
 Keyed = tuple[int, pa.RecordBatch]
 
+#: What closes an IPC stream (Arrow columnar format, "IPC streaming format").
+_END_MARK = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
 
 def encode_batch(batch: pa.RecordBatch) -> bytes:
     """A RecordBatch, its schema metadata included, as one IPC stream; only its own rows of a slice."""
@@ -29,6 +32,21 @@ def decode_batch(blob: bytes) -> pa.RecordBatch:
         pyarrow.ArrowInvalid: the bytes are not one whole batch.
     """
     return pa.ipc.open_stream(pa.py_buffer(blob)).read_next_batch()
+
+
+def decode_stream(buffer: pa.Buffer) -> pa.Table:
+    """All rows of an IPC stream of any number of batches, which must be there to its end mark.
+
+    Arrow itself takes a stream that was cut off between two of its messages for a shorter one.
+
+    Raises:
+        pyarrow.ArrowInvalid, OSError: the bytes are not one whole stream.
+    """
+    if buffer.size < len(_END_MARK) or buffer[-len(_END_MARK) :] != _END_MARK:
+        raise pa.ArrowInvalid(
+            "the end mark is missing: the stream was cut off, or its writer never closed it"
+        )
+    return pa.ipc.open_stream(buffer).read_all()
 
 
 class RecordBatchCoder(coders.Coder):

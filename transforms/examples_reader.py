@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cuckooflow.errors import OffsetOutOfRange
 from cuckooflow.logs.contract import LogRange, LogReader, Position
+from cuckooflow.transforms.coders import decode_stream
 from cuckooflow.transforms.dead_letters import (
     MALFORMED,
     MISSING_COLUMN,
@@ -267,7 +268,7 @@ def _decode(buffer: pa.Buffer | None) -> pa.Table:
     if buffer is None:
         raise _Undecodable(TOMBSTONE, "expected an Arrow IPC stream of examples, received a tombstone")
     try:
-        table = pa.ipc.open_stream(buffer).read_all()
+        table = decode_stream(buffer)
         table.validate()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _Undecodable(MALFORMED, f"expected an Arrow IPC stream of examples: {error}") from None

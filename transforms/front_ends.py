@@ -34,7 +34,7 @@ _STOP = threading.Event()
 
 
 def stop_sources() -> None:
-    """End every generator of this process after its current poll, without end marks: nothing drains."""
+    """End every source of this process after its current poll, without end marks: nothing drains."""
     _STOP.set()
 
 
@@ -208,8 +208,14 @@ class _SplittablePoll(beam.DoFn):
         _: bytes,
         tracker: Any = beam.DoFn.RestrictionParam(_PollProvider()),  # noqa: B008
     ) -> Iterator[Any]:
+        yield from self._poll_once(tracker)
+
+    def _poll_once(self, tracker: Any) -> Iterator[Any]:
         restriction: bytes = tracker.current_restriction()
         if restriction == _DONE:
+            return
+        if _STOP.is_set():
+            tracker.try_claim(_DONE)
             return
         poller = self._resume(restriction)
         answer = poller.poll(wall_clock_us())

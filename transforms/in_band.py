@@ -105,6 +105,6 @@ def read_header(batch: pa.RecordBatch) -> Header:
     body = json.loads((batch.schema.metadata or {})[_METADATA_KEY])
     return Header(
         links=tuple(Link(a, b, c, d, bool(e)) for a, b, c, d, e in body["links"]),
-        partitions={log: count for log, count in body["partitions"]},
+        partitions=dict(body["partitions"]),
         polled_us=body["polled_us"],
     )

@@ -104,6 +104,12 @@ class InBandClock:
         return bool(self._partitions) and len(self._ended) == sum(self._partitions.values())
 
     @property
+    def end_heard(self) -> bool:
+        """Whether every partition has said so, in elements that still wait for their turn too."""
+        said = {(n.log, n.partition) for _, header in self._held for n in header.links if n.end}
+        return bool(self._partitions) and len(said | self._ended) == sum(self._partitions.values())
+
+    @property
     def held(self) -> int:
         """Elements that wait for their turn."""
         return len(self._held)

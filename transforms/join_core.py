@@ -57,7 +57,6 @@ _ACTION = {
     "wm": np.int64,
     "code": np.int16,
     "identity": np.uint64,
-    "queued": np.bool_,
     **_POSITION,
 }
 
@@ -215,10 +214,9 @@ class JoinCore:
         # It may be late for its impression iff w has reached the close of the earliest one possible.
         queued = wm >= time - self._rules.windows_us[codes] + self._window_us
         identity = action_identities(self.options, rows, time)
-        slots = self._actions.append(rows, {**columns, "code": codes, "identity": identity, "queued": queued})
+        slots = self._actions.append(rows, {**columns, "code": codes, "identity": identity})
         self._actions_by_hash.add(columns["hash"], slots)
-        end = np.where(queued, np.maximum(time + self._window_us, wm + 1), time + self._window_us)
-        self._actions_by_end.add(end, slots)
+        self._actions_by_end.add((time + self._window_us)[~queued], slots[~queued])
         if queued.any():
             self._queue.append(slots[queued])
         return slots, kept
@@ -348,10 +346,11 @@ class JoinCore:
             return
         order = [self._actions.get(name, slots) for name in ("row", "offset", "partition", "wm")]
         slots = slots[np.lexsort(order)]
-        self._actions.put("queued", slots, False)
         query, buckets, at = self._their_impressions(slots)
         if len(query):
             self._give_late(slots[query], buckets, at)
+        slots = slots[self._actions.alive(slots)]
+        self._actions_by_end.add(self._actions.get("time", slots) + self._window_us, slots)
 
     def _their_impressions(self, actions: Slots) -> tuple[Array, Array, Slots]:
         """(index, bucket, slot) of the closed impression of each action that has one within the window.
@@ -419,9 +418,6 @@ class JoinCore:
         """Actions whose impression can no longer come."""
         _, slots = self._actions_by_end.pop_through(clock_us)
         slots = slots[self._actions.alive(slots)]
-        if self._actions.get("queued", slots).any():
-            self.release_late(clock_us)
-            slots = slots[self._actions.alive(slots)]
         if not len(slots):
             return
         slots = np.sort(slots)

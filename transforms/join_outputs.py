@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cuckooflow.errors import SpecError
 from cuckooflow.transforms.dead_letters import DEAD_LETTER_SCHEMA
 from cuckooflow.transforms.in_band import LOG_NAMES, ROW_COLUMNS
 from cuckooflow.transforms.join_options import JoinOptions
@@ -63,6 +64,33 @@ class ExamplesSchema:
     options: JoinOptions
     impressions: pa.Schema
     actions: pa.Schema
+
+    def check(self) -> None:
+        """Refuse columns that do not go together.
+
+        Raises:
+            SpecError: naming all of them.
+        """
+        asked = [*self.options.key, self.options.action_type]
+        asked += [self.options.action_id] if self.options.action_id is not None else []
+        faults = [
+            f"actions: expected a column {name!r}, declared are {self.actions.names}"
+            for name in asked
+            if name not in self.actions.names
+        ]
+        faults += [
+            f"impressions: expected a column {name!r}, declared are {self.impressions.names}"
+            for name in self.options.key
+            if name not in self.impressions.names
+        ]
+        own = {*self.examples.names[len(self.impressions) :], *(f.name for f in ROW_COLUMNS)}
+        faults += [
+            f"impressions: the column {name!r} would be written by the join; call it otherwise"
+            for name in self.impressions.names
+            if name in own
+        ]
+        if faults:
+            raise SpecError("the join's columns are wrong; mend: " + "; ".join(faults))
 
     @property
     def label_columns(self) -> tuple[str, ...]:

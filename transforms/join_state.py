@@ -187,9 +187,9 @@ class ShardMeta:
         sequence: of the next element.
         balance_us: the poller's clock at the last balance record.
         tick_us: the poller's clock at the last look-up of late actions.
+        polled_us: the poller's clock, from the newest element.
         counts: of rows, by name.
         cells: of :meth:`CellRing.save`.
-        drained: the end has come and everything was given out.
     """
 
     token: str
@@ -198,9 +198,9 @@ class ShardMeta:
     sequence: int
     balance_us: int
     tick_us: int
+    polled_us: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     cells: dict[str, Any] = field(default_factory=dict)
-    drained: bool = False
 
     def to_bytes(self) -> bytes:
         """As JSON."""

@@ -1,14 +1,16 @@
 """Elements for tests of the join: a small source that gives rows positions, watermarks and chains.
 
 It does what the real source does, from plain dicts, so that a test says what arrives and in which order.
+:class:`Collect` brings what a pipeline in this process gives out back to the test.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
@@ -123,3 +125,25 @@ class ElementFeed:
         chain = self._chains[shard, log, partition]
         self._chains[shard, log, partition] = chain + 1
         return Link(log, partition, chain, END_TIME_US if end else self._watermarks[log, partition], end)
+
+
+class Collect(beam.DoFn):
+    """Keep every element in a list of this process, for an in-process runner.
+
+    Args:
+        name: of the list; :meth:`taken` gives it back once.
+    """
+
+    _lists: ClassVar[defaultdict[str, list[Any]]] = defaultdict(list)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def process(self, element: Any) -> None:
+        """Keep it."""
+        Collect._lists[self._name].append(element)
+
+    @classmethod
+    def taken(cls, name: str) -> list[Any]:
+        """The elements kept under a name, which are forgotten here."""
+        return cls._lists.pop(name, [])

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cuckooflow.embedding_store.hashing import hash_rows
 from cuckooflow.logs.contract import MessageBatch
-from cuckooflow.transforms.coders import encode_batch
+from cuckooflow.transforms.coders import decode_stream, encode_batch
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.dead_letters import (
     EMPTY,
@@ -138,7 +138,7 @@ def _arrow_rows(
     max_future_skew_us: int,
 ) -> tuple[pa.Table, I64, I64]:
     try:
-        table = pa.ipc.open_stream(pa.py_buffer(message)).read_all()
+        table = decode_stream(pa.py_buffer(message))
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _Whole(MALFORMED, f"expected a whole Arrow IPC stream: {error}") from None

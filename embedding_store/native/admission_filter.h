@@ -15,7 +15,7 @@ namespace cuckooflow {
 
 class AdmissionFilter {
  public:
-  static constexpr uint32_t kLine = 64;    // counters in a line
+  static constexpr uint32_t kLine = 64;  // counters in a line
   static constexpr uint32_t kHashes = 4;
   static constexpr uint32_t kMaxCount = 255;
 

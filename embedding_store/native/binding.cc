@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include "core_binding.h"
 #include "hashing.h"
 
 namespace py = pybind11;
@@ -42,4 +43,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("hash_strings32", &hash_strings<int32_t>);
   m.def("hash_strings64", &hash_strings<int64_t>);
   m.def("hash_ints", &hash_ints);
+  cuckooflow::bind_core(m);
 }

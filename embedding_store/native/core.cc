@@ -18,7 +18,8 @@ uint32_t Core::lookup(const std::vector<LookupRequest>& requests, const std::vec
 
 void Core::push(const Push& push, const uint8_t* bucket_mask) {
   const std::unique_lock<FairLock> hold(lock_);
-  for (const Push::TablePart& part : push.tables) tables_[part.table]->apply(part.batch, bucket_mask, epoch());
+  for (const Push::TablePart& part : push.tables)
+    tables_[part.table]->apply(part.batch, bucket_mask, epoch());
   for (const Push::DensePart& part : push.dense) {
     DenseEntry& entry = dense_[part.dense];
     if (bucket_mask[entry.bucket] != 0) entry.parameter.apply(part.gradient);
@@ -76,7 +77,7 @@ void Core::read_cut(int table, uint32_t n, uint8_t* out) {
 Core::TableStats Core::table_stats(int table) {
   const std::shared_lock<FairLock> hold(lock_);
   const Table& t = *tables_[table];
-  return {t.rows(),           t.bytes(),         t.index().capacity(), t.index().segments(),
+  return {t.rows(),         t.bytes(),       t.index().capacity(), t.index().segments(),
           t.not_admitted(), t.journal_size()};
 }
 

@@ -84,9 +84,15 @@ class Core {
   const std::vector<uint8_t>& cut_filter(int table) const { return tables_[table]->cut_filter(); }
   const std::vector<uint8_t>& cut_dense(int dense) const { return cut_dense_[dense]; }
 
-  bool load_rows(int table, const uint8_t* images, uint32_t n) { return tables_[table]->load_rows(images, n); }
-  bool load_filter(int table, const uint8_t* image, uint64_t n) { return tables_[table]->load_filter(image, n); }
-  bool load_dense(int dense, const uint8_t* image, uint64_t n) { return dense_[dense].parameter.load(image, n); }
+  bool load_rows(int table, const uint8_t* images, uint32_t n) {
+    return tables_[table]->load_rows(images, n);
+  }
+  bool load_filter(int table, const uint8_t* image, uint64_t n) {
+    return tables_[table]->load_filter(image, n);
+  }
+  bool load_dense(int dense, const uint8_t* image, uint64_t n) {
+    return dense_[dense].parameter.load(image, n);
+  }
 
   struct TableStats {
     uint64_t rows, bytes, index_capacity, index_segments, not_admitted, journal;

@@ -130,10 +130,10 @@ class CuckooIndex {
   bool make_room(const Segment& segment, uint64_t hash);
   void split(uint64_t hash);
 
-  std::vector<Segment> directory_;   // 2^depth_ entries; a segment of lesser depth fills several
-  std::vector<uint32_t> used_;       // keys in each segment
-  std::vector<uint8_t> depths_;      // bits of the hash that each segment's keys share
-  std::vector<HugeBlock> memory_;    // eight segments a block
+  std::vector<Segment> directory_;  // 2^depth_ entries; a segment of lesser depth fills several
+  std::vector<uint32_t> used_;      // keys in each segment
+  std::vector<uint8_t> depths_;     // bits of the hash that each segment's keys share
+  std::vector<HugeBlock> memory_;   // eight segments a block
   uint32_t depth_ = 0;
   uint32_t segments_ = 0;
   uint64_t size_ = 0;

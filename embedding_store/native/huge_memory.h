@@ -17,8 +17,7 @@ class HugeBlock {
 
   explicit HugeBlock(size_t bytes) : bytes_((bytes + kAlign - 1) / kAlign * kAlign) {
     // Mapped with room to align, then trimmed. Untouched pages cost nothing.
-    void* raw =
-        mmap(nullptr, bytes_ + kAlign, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* raw = mmap(nullptr, bytes_ + kAlign, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) throw std::bad_alloc();
     auto* base = static_cast<uint8_t*>(raw);
     const size_t skip = (kAlign - reinterpret_cast<uintptr_t>(base) % kAlign) % kAlign;
@@ -30,8 +29,7 @@ class HugeBlock {
   ~HugeBlock() {
     if (data_ != nullptr) munmap(data_, bytes_);
   }
-  HugeBlock(HugeBlock&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  HugeBlock(HugeBlock&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
   HugeBlock(const HugeBlock&) = delete;
   HugeBlock& operator=(const HugeBlock&) = delete;
   HugeBlock& operator=(HugeBlock&&) = delete;

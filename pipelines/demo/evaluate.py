@@ -20,18 +20,16 @@ from cuckooflow.embedding_store.read_store import ReadStore
 from cuckooflow.logs.contract import Position
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.models.base import Model
-from cuckooflow.models.progressive import LabelMetrics, Progressive
+from cuckooflow.models.progressive import Progressive
 from cuckooflow.models.registry import build_model, predict_batch, store_config
 from cuckooflow.models.snapshots import list_manifests, read_snapshot
 from cuckooflow.pipelines import options
+from cuckooflow.pipelines.demo.curves import Curve, curve_of_records
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.ranges import read_range_header
 from cuckooflow.transforms.trainer import Trainer
 from cuckooflow.transforms.training_rows import Correction, training_rows
-
-#: Figures by start of their window of event time, microseconds.
-Curve = dict[int, LabelMetrics]
 
 _ROWS_READ = 8_192
 
@@ -48,24 +46,6 @@ def read_examples(job: JobSpec) -> Iterator[pa.RecordBatch]:
                 continue
             at[partition] = header.range.last
             yield batch
-
-
-def curve_of_records(records: Iterable[Mapping[str, Any]], label: str) -> Curve:
-    """The curve that progressive metrics records, as the trainer writes them, add up to."""
-    curve: Curve = {}
-    for record in records:
-        if record.get("kind") == "progressive" and record["label"] == label:
-            curve.setdefault(record["window_start_us"], LabelMetrics()).merge(LabelMetrics.from_json(record))
-    return dict(sorted(curve.items()))
-
-
-def total(curve: Curve, from_us: int = 0) -> LabelMetrics:
-    """All windows that start at ``from_us`` or later, as one."""
-    whole = LabelMetrics()
-    for start, figures in curve.items():
-        if start >= from_us:
-            whole.merge(figures)
-    return whole
 
 
 def frozen_curve(job: JobSpec, examples: Iterable[pa.RecordBatch], snapshots: Path, label: str) -> Curve:

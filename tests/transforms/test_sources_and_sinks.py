@@ -117,33 +117,31 @@ def messages(log: LocalLogReader, partition: int) -> list[pa.Table]:
     return [pa.ipc.open_stream(value).read_all() for value in values]
 
 
-def wait_for(condition: Callable[[], bool], what: str, thread: threading.Thread) -> None:
+def wait_for(condition: Callable[[], bool], what: str) -> None:
     limit = time.monotonic() + 90
     while not condition():
-        assert thread.is_alive() and time.monotonic() < limit, f"waited in vain for {what}"
+        assert time.monotonic() < limit, f"waited in vain for {what}"
         time.sleep(0.02)
 
 
-class Running:
-    """A pipeline in a thread; its error is raised again at the end."""
+def run_beside(pipeline: Callable[[], Any], script: Callable[[], None]) -> None:
+    """Run a pipeline here (Prism's runner wants the main thread) and, beside it, what a user does meanwhile."""
+    errors: list[BaseException] = []
 
-    def __init__(self, build: Callable[[], Any]) -> None:
-        self.error: BaseException | None = None
+    def work() -> None:
+        try:
+            script()
+        except BaseException as error:
+            errors.append(error)
+            stop_sources()
 
-        def work() -> None:
-            try:
-                build()
-            except BaseException as error:
-                self.error = error
-
-        self.thread = threading.Thread(target=work, daemon=True)
-        self.thread.start()
-
-    def join(self) -> None:
-        self.thread.join(120)
-        assert not self.thread.is_alive()
-        if self.error is not None:
-            raise self.error
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    pipeline()
+    thread.join(120)
+    if errors:
+        raise errors[0]
+    assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -171,23 +169,38 @@ def test_in_process_a_bounded_read_gives_every_row(job: Job) -> None:
     job.check(appends=1)
 
 
-def test_in_process_the_pipeline_is_live(job: Job) -> None:
+def runs(front_end: str) -> Callable[[Callable[[beam.Pipeline], Any]], None]:
+    return run_in_process if front_end == "generator" else run_on_prism
+
+
+front_ends = pytest.mark.parametrize(
+    "front_end",
+    ["generator", pytest.param("splittable", marks=[needs_prism, pytest.mark.prism, pytest.mark.slow])],
+)
+
+
+@front_ends
+def test_the_pipeline_is_live_until_the_logs_are_sealed(job: Job, front_end: str) -> None:
     """The keyed stage and the sink see rows while the source still runs; the next append goes through too."""
-    running = Running(lambda: run_in_process(lambda p: job.build(p, "generator")))
-    for n in range(1, 4):
-        job.append(10)
-        wait_for(lambda n=n: job.rows() == 30 * n, f"rows of append {n}", running.thread)  # type: ignore[misc]
-    job.append(0, seal=True)
-    running.join()
+
+    def script() -> None:
+        for n in range(1, 4):
+            job.append(10)
+            wait_for(lambda n=n: job.rows() == 30 * n, f"rows of append {n}")  # type: ignore[misc]
+        job.append(0, seal=True)
+
+    run_beside(lambda: runs(front_end)(lambda p: job.build(p, front_end)), script)
     job.check(appends=4)
 
 
-def test_stopping_ends_a_generator_without_end_marks(job: Job) -> None:
-    running = Running(lambda: run_in_process(lambda p: job.build(p, "generator")))
-    job.append(10)
-    wait_for(lambda: job.rows() == 30, "rows", running.thread)
-    stop_sources()
-    running.join()
+@front_ends
+def test_stopping_ends_a_source_without_end_marks(job: Job, front_end: str) -> None:
+    def script() -> None:
+        job.append(10)
+        wait_for(lambda: job.rows() == 30, "rows")
+        stop_sources()
+
+    run_beside(lambda: runs(front_end)(lambda p: job.build(p, front_end)), script)
     clocks = [c for p in (0, 1) for t in messages(job.examples, p) for c in t.column("clock").to_pylist()]
     assert max(clocks) < 1 << 60  # nothing was told that the logs have ended
 
@@ -201,19 +214,6 @@ def test_on_prism_a_bounded_read_gives_every_row(job: Job) -> None:
         lambda p: job.build(p, "splittable", PollOptions(num_shards=4, max_skew_us=0, stop_at_end=True))
     )
     job.check(appends=1)
-
-
-@needs_prism
-@pytest.mark.prism
-@pytest.mark.slow
-def test_on_prism_the_pipeline_is_live_until_the_logs_are_sealed(job: Job) -> None:
-    running = Running(lambda: run_on_prism(lambda p: job.build(p, "splittable")))
-    for n in range(1, 4):
-        job.append(10)
-        wait_for(lambda n=n: job.rows() == 30 * n, f"rows of append {n}", running.thread)  # type: ignore[misc]
-    job.append(0, seal=True)
-    running.join()
-    job.check(appends=4)
 
 
 # --- examples -------------------------------------------------------------------------------

@@ -1,0 +1,131 @@
+"""A store's configuration as JSON, and what a sound one is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from cuckooflow.embedding_store.api import SLOT_BITS, DenseConfig, Optimizer, StoreConfig, TableConfig
+from cuckooflow.errors import SpecError
+
+DIM_MAX = 1024
+BUCKETS_MAX = 65_536
+ADMISSION_MAX = 255
+DENSE_VALUES_MAX = 1 << 28
+
+
+def config_to_json(config: StoreConfig) -> str:
+    """Canonical: equal configurations give equal text."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True, separators=(",", ":"))
+
+
+def config_from_json(text: str) -> StoreConfig:
+    """The configuration that :func:`config_to_json` wrote.
+
+    Raises:
+        SpecError: not JSON, a field is missing, unknown or out of range.
+
+    >>> from cuckooflow.embedding_store.api import StoreConfig, TableConfig
+    >>> config = StoreConfig((TableConfig("user", dim=8),))
+    >>> config_from_json(config_to_json(config)) == config
+    True
+    """
+    try:
+        body = json.loads(text)
+        config = StoreConfig(
+            tables=tuple(_table(table) for table in body.pop("tables")),
+            dense=tuple(_dense(dense) for dense in body.pop("dense", ())),
+            **body,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SpecError(
+            "expected a store configuration as JSON with tables, dense and buckets; "
+            f"received something else ({error}). Write it with config_to_json."
+        ) from error
+    check_config(config)
+    return config
+
+
+def check_config(config: StoreConfig) -> None:
+    """Name everything that is wrong with a configuration, at once.
+
+    Raises:
+        SpecError: one line a fault.
+    """
+    faults: list[str] = []
+    if not 1 <= config.buckets <= BUCKETS_MAX:
+        faults.append(f"buckets: expected 1 to {BUCKETS_MAX}, received {config.buckets}")
+    for kind, names in (
+        ("tables", [table.name for table in config.tables]),
+        ("dense", [dense.name for dense in config.dense]),
+    ):
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            faults.append(f"{kind}: expected distinct names, received {name!r} more than once")
+        if "" in names:
+            faults.append(f"{kind}: expected a name, received an empty one")
+    for table in config.tables:
+        faults += (f"tables.{table.name}.{fault}" for fault in _table_faults(table))
+    for dense in config.dense:
+        faults += (f"dense.{dense.name}.{fault}" for fault in _dense_faults(dense))
+    if faults:
+        raise SpecError("the store's configuration is wrong; mend:\n  " + "\n  ".join(faults))
+
+
+def _table_faults(table: TableConfig) -> list[str]:
+    faults = _optimizer_faults(table.optimizer)
+    if not 1 <= table.dim <= DIM_MAX:
+        faults.append(f"dim: expected 1 to {DIM_MAX}, received {table.dim}")
+    if not (math.isfinite(table.init_stddev) and table.init_stddev >= 0):
+        faults.append(f"init_stddev: expected a finite number from 0, received {table.init_stddev}")
+    if not 0 <= table.seed < 1 << 64:
+        faults.append(f"seed: expected 0 to 2^64-1, received {table.seed}")
+    if not 1 <= table.admission <= ADMISSION_MAX:
+        faults.append(f"admission: expected 1 to {ADMISSION_MAX}, received {table.admission}")
+    if not 1 << 10 <= table.filter_bytes <= 1 << 36:
+        faults.append(f"filter_bytes: expected 1 KiB to 64 GiB, received {table.filter_bytes}")
+    for slot, admission in table.slot_admission.items():
+        if not (0 <= slot < 1 << SLOT_BITS and 1 <= admission <= ADMISSION_MAX):
+            faults.append(
+                f"slot_admission: expected slots 0 to {(1 << SLOT_BITS) - 1} with an admission of "
+                f"1 to {ADMISSION_MAX}, received {slot}: {admission}"
+            )
+    return faults
+
+
+def _dense_faults(dense: DenseConfig) -> list[str]:
+    faults = _optimizer_faults(dense.optimizer)
+    if any(length < 1 for length in dense.shape) or math.prod(dense.shape) > DENSE_VALUES_MAX:
+        faults.append(f"shape: expected lengths from 1, at most 2^28 values, received {dense.shape}")
+    if dense.init not in ("zeros", "ones", "glorot_uniform"):
+        faults.append(f"init: expected zeros, ones or glorot_uniform, received {dense.init!r}")
+    return faults
+
+
+def _optimizer_faults(optimizer: Optimizer) -> list[str]:
+    faults = []
+    if optimizer.kind not in ("sgd", "adagrad", "adam"):
+        faults.append(f"optimizer.kind: expected sgd, adagrad or adam, received {optimizer.kind!r}")
+    for name in ("learning_rate", "initial_accumulator", "epsilon"):
+        value = getattr(optimizer, name)
+        if not (math.isfinite(value) and value >= 0):
+            faults.append(f"optimizer.{name}: expected a finite number from 0, received {value}")
+    for name in ("beta1", "beta2"):
+        value = getattr(optimizer, name)
+        if not 0 <= value < 1:
+            faults.append(f"optimizer.{name}: expected 0 to below 1, received {value}")
+    return faults
+
+
+def _table(body: dict[str, Any]) -> TableConfig:
+    slots = {int(slot): admission for slot, admission in body.pop("slot_admission", {}).items()}
+    optimizer = Optimizer(**body.pop("optimizer", {}))
+    return TableConfig(**body, optimizer=optimizer, slot_admission=slots)
+
+
+def _dense(body: dict[str, Any]) -> DenseConfig:
+    shape = tuple(body.pop("shape"))
+    defaults = DenseConfig("", ()).optimizer
+    optimizer = Optimizer(**body.pop("optimizer", dataclasses.asdict(defaults)))
+    return DenseConfig(**body, shape=shape, optimizer=optimizer)

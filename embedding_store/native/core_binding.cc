@@ -1,0 +1,235 @@
+// Python's view of the core. Arrays are checked (dtype, shape, contiguity) on the Python side; the GIL is
+// released around batch work and never taken while the core's lock is held.
+#include "core_binding.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "core.h"
+
+namespace py = pybind11;
+
+namespace cuckooflow {
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+using Floats = Array<float>;
+using Ids = Array<uint64_t>;
+using Bytes = Array<uint8_t>;
+
+Optimizer make_optimizer(const std::string& kind, float learning_rate, float initial_accumulator, float beta1,
+                         float beta2, float epsilon) {
+  const OptimizerKind which = kind == "sgd"       ? OptimizerKind::kSgd
+                              : kind == "adagrad" ? OptimizerKind::kAdagrad
+                                                  : OptimizerKind::kAdam;
+  return {which, learning_rate, initial_accumulator, beta1, beta2, epsilon};
+}
+
+void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float stddev, uint64_t seed,
+               const Bytes& admission, uint64_t filter_bytes) {
+  TableOptions options;
+  options.dim = dim;
+  options.optimizer = optimizer;
+  options.init_stddev = stddev;
+  options.seed = seed;
+  options.admission.assign(admission.data(), admission.data() + admission.size());
+  options.filter_bytes = filter_bytes;
+  options.buckets = core.buckets();
+  core.add_table(options);
+}
+
+void add_dense(Core& core, const Optimizer& optimizer, const Floats& value, uint32_t bucket) {
+  core.add_dense(optimizer, {value.data(), value.data() + value.size()}, bucket);
+}
+
+// A vector's memory as a numpy array, without a copy.
+template <typename T>
+py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
+  auto* held = new std::vector<T>(std::move(values));
+  const py::capsule owner(held, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+  return py::array_t<T>(std::move(shape), held->data(), owner);
+}
+
+// [(table, ids)] -> ([(n, dim) weights], [dense values, flat], epoch), all of one moment.
+py::tuple lookup(Core& core, const std::vector<std::pair<int, Ids>>& asked, bool with_dense) {
+  std::vector<LookupRequest> requests;
+  py::list rows;
+  for (const auto& [table, ids] : asked) {
+    py::array_t<float> out(
+        {static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(core.table(table).dim())});
+    requests.push_back({table, ids.data(), ids.size(), out.mutable_data()});
+    rows.append(out);
+  }
+  std::vector<float*> dense_out;
+  py::list dense;
+  for (int i = 0; with_dense && i < core.dense_count(); ++i) {
+    py::array_t<float> out(static_cast<py::ssize_t>(core.dense(i).value().size()));
+    dense_out.push_back(out.mutable_data());
+    dense.append(out);
+  }
+  uint32_t epoch = 0;
+  {
+    const py::gil_scoped_release release;
+    epoch = core.lookup(requests, dense_out);
+  }
+  return py::make_tuple(rows, dense, epoch);
+}
+
+// The gradients of one push. `add_*` answer false if a value, or a sum of duplicates, is not finite.
+class PushBuilder {
+ public:
+  bool add_table(Core& core, int table, const Ids& ids, const Floats& gradients,
+                 const std::optional<Array<uint32_t>>& counts) {
+    const int64_t dim = core.table(table).dim();
+    const uint64_t* id = ids.data();
+    const float* g = gradients.data();
+    const uint32_t* count = counts ? counts->data() : nullptr;
+    const int64_t n = ids.size();
+    const py::gil_scoped_release release;
+    push_.tables.push_back({table, GradientBatch(id, g, count, n, dim)});
+    const GradientBatch& batch = push_.tables.back().batch;
+    // A NaN or an infinity stays one in a sum, so the sums tell of the parts too.
+    return all_finite(batch.sums.data(), static_cast<int64_t>(batch.sums.size()));
+  }
+
+  bool add_dense(int dense, const Floats& gradient) {
+    held_.push_back(gradient);
+    push_.dense.push_back({dense, gradient.data()});
+    return all_finite(gradient.data(), gradient.size());
+  }
+
+  void apply(Core& core, const Bytes& bucket_mask) const {
+    const uint8_t* mask = bucket_mask.data();
+    const py::gil_scoped_release release;
+    core.push(push_, mask);
+  }
+
+ private:
+  Push push_;
+  std::vector<Floats> held_;
+};
+
+void assign(Core& core, const std::vector<std::tuple<int, Ids, Floats>>& given, uint32_t epoch) {
+  std::vector<AssignRequest> requests;
+  for (const auto& [table, ids, weights] : given) {
+    requests.push_back({table, ids.data(), weights.data(), ids.size()});
+  }
+  const py::gil_scoped_release release;
+  core.assign(requests, epoch);
+}
+
+// ([(ids, weights)], [dense values, flat], version)
+py::tuple collect(Core& core, uint32_t base, bool all) {
+  Core::Collected out;
+  {
+    const py::gil_scoped_release release;
+    out = core.collect(base, all);
+  }
+  py::list tables;
+  for (size_t i = 0; i < out.ids.size(); ++i) {
+    const auto n = static_cast<py::ssize_t>(out.ids[i].size());
+    const auto dim = static_cast<py::ssize_t>(core.table(static_cast<int>(i)).dim());
+    tables.append(
+        py::make_tuple(as_array(std::move(out.ids[i]), {n}), as_array(std::move(out.weights[i]), {n, dim})));
+  }
+  py::list dense;
+  for (auto& value : out.dense) {
+    const auto n = static_cast<py::ssize_t>(value.size());
+    dense.append(as_array(std::move(value), {n}));
+  }
+  return py::make_tuple(tables, dense, out.version);
+}
+
+Bytes read_cut(Core& core, int table, uint32_t rows) {
+  Bytes out(static_cast<py::ssize_t>(rows * core.table(table).row_bytes()));
+  uint8_t* to = out.mutable_data();
+  const py::gil_scoped_release release;
+  core.read_cut(table, rows, to);
+  return out;
+}
+
+Bytes copy_bytes(const std::vector<uint8_t>& bytes) {
+  return {static_cast<py::ssize_t>(bytes.size()), bytes.data()};
+}
+
+bool load_rows(Core& core, int table, const Bytes& images) {
+  const auto n = static_cast<uint32_t>(images.size() / core.table(table).row_bytes());
+  const uint8_t* from = images.data();
+  const py::gil_scoped_release release;
+  return core.load_rows(table, from, n);
+}
+
+py::dict table_stats(Core& core, int table) {
+  const Core::TableStats s = core.table_stats(table);
+  py::dict out;
+  out["rows"] = s.rows;
+  out["bytes"] = s.bytes;
+  out["load_factor"] = static_cast<double>(s.rows) / static_cast<double>(s.index_capacity);
+  out["index_segments"] = s.index_segments;
+  out["not_admitted"] = s.not_admitted;
+  out["journal_entries"] = s.journal;
+  return out;
+}
+
+py::array_t<uint32_t> buckets_of(const Ids& ids, uint32_t buckets) {
+  py::array_t<uint32_t> out(ids.size());
+  uint32_t* to = out.mutable_data();
+  for (py::ssize_t i = 0; i < ids.size(); ++i) to[i] = bucket_of(ids.data()[i], buckets);
+  return out;
+}
+
+py::array_t<float> initial_values(const Ids& ids, int64_t dim, uint64_t seed, float stddev) {
+  const InitialValues initial(seed, stddev);
+  py::array_t<float> out({static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(dim)});
+  for (py::ssize_t i = 0; i < ids.size(); ++i) initial.fill(ids.data()[i], out.mutable_data() + i * dim, dim);
+  return out;
+}
+
+}  // namespace
+
+void bind_core(py::module_& m) {
+  py::class_<Optimizer>(m, "Optimizer")
+      .def(py::init(&make_optimizer), py::arg("kind"), py::arg("learning_rate"),
+           py::arg("initial_accumulator"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"));
+  py::class_<Core>(m, "Core")
+      .def(py::init<uint32_t>(), py::arg("buckets"))
+      .def("add_table", &add_table, py::arg("dim"), py::arg("optimizer"), py::arg("stddev"), py::arg("seed"),
+           py::arg("admission"), py::arg("filter_bytes"))
+      .def("add_dense", &add_dense, py::arg("optimizer"), py::arg("value"), py::arg("bucket"))
+      .def("lookup", &lookup, py::arg("requests"), py::arg("with_dense"))
+      .def("assign", &assign, py::arg("tables"), py::arg("epoch"))
+      .def("collect", &collect, py::arg("base"), py::arg("all"))
+      .def("forget_touched", &Core::forget_touched, py::call_guard<py::gil_scoped_release>())
+      .def("epoch", &Core::epoch)
+      .def("begin_cut", &Core::begin_cut, py::call_guard<py::gil_scoped_release>())
+      .def("end_cut", &Core::end_cut, py::call_guard<py::gil_scoped_release>())
+      .def("cut_rows", &Core::cut_rows)
+      .def("read_cut", &read_cut, py::arg("table"), py::arg("rows"))
+      .def("cut_filter", [](const Core& c, int table) { return copy_bytes(c.cut_filter(table)); })
+      .def("cut_dense", [](const Core& c, int dense) { return copy_bytes(c.cut_dense(dense)); })
+      .def("row_bytes", [](const Core& c, int table) { return c.table(table).row_bytes(); })
+      .def("load_rows", &load_rows, py::arg("table"), py::arg("images"))
+      .def("load_filter",
+           [](Core& c, int table, const Bytes& b) { return c.load_filter(table, b.data(), b.size()); })
+      .def("load_dense", [](Core& c, int i, const Bytes& b) { return c.load_dense(i, b.data(), b.size()); })
+      .def("table_stats", &table_stats, py::arg("table"));
+  py::class_<PushBuilder>(m, "Push")
+      .def(py::init<>())
+      .def("add_table", &PushBuilder::add_table, py::arg("core"), py::arg("table"), py::arg("ids"),
+           py::arg("gradients"), py::arg("counts"))
+      .def("add_dense", &PushBuilder::add_dense, py::arg("dense"), py::arg("gradient"))
+      .def("apply", &PushBuilder::apply, py::arg("core"), py::arg("bucket_mask"));
+  m.def("buckets_of", &buckets_of, py::arg("ids"), py::arg("buckets"));
+  m.def("initial_values", &initial_values, py::arg("ids"), py::arg("dim"), py::arg("seed"),
+        py::arg("stddev"));
+}
+
+}  // namespace cuckooflow

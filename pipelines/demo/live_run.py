@@ -1,0 +1,301 @@
+"""The part of the demo in which the system runs: replay, kills, the frozen copy, one user's story."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from cuckooflow.embedding_store.api import Ids
+from cuckooflow.embedding_store.client import connect
+from cuckooflow.errors import CuckooflowError, DemoFailed, NoSnapshot, ScorerUnavailable
+from cuckooflow.logs.local_log import LocalLog
+from cuckooflow.models.registry import COUNT_TABLE
+from cuckooflow.models.snapshots import Manifest
+from cuckooflow.pipelines.demo.expected import Outcomes
+from cuckooflow.pipelines.demo.exposures import Exposures
+from cuckooflow.pipelines.demo.feedback import DemoEvents
+from cuckooflow.pipelines.demo.progress import Observed, Observer
+from cuckooflow.pipelines.demo.replay import Replay
+from cuckooflow.pipelines.demo.story import Ranking, Story, Told, choose_story, instances
+from cuckooflow.pipelines.demo.watch import Watch
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.supervisor import Supervisor, address_files
+from cuckooflow.serving.client import ScorerClient
+
+#: Shares of the replay at which a process is killed -9.
+KILLS = (("store", 0.58), ("train", 0.68))
+#: Where the model is frozen that the live one is compared with.
+FROZEN_AT = 0.5
+#: The replay may not stand still for longer than this; a killed trainer is back after some ten seconds.
+STALLED_S = 90.0
+#: After the replay the system must have worked everything off within this.
+SETTLE_S = 60.0
+_LOOK_S = 0.05
+_BEFORE_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class LiveOutcome:
+    """What the run left behind.
+
+    Attributes:
+        observed: what was seen while it ran.
+        told: the user's story; None if the replay ended before it did.
+        frozen: folder with the snapshots of the model frozen at half.
+        frozen_us: newest event time that the frozen model was trained on.
+        first_served_fraction: share of the replay that was appended when the scorer first served.
+        killed: what was killed -9, and when.
+        started_us, replayed_us: when the replay began and ended.
+        counts: the store's counting table: ids and counts.
+        settled: whether everything was worked off within :data:`SETTLE_S`.
+    """
+
+    observed: Observed
+    told: Told | None
+    frozen: Path
+    frozen_us: int
+    first_served_fraction: float
+    killed: tuple[tuple[str, int], ...]
+    started_us: int
+    replayed_us: int
+    counts: tuple[Ids, npt.NDArray[np.float32]]
+    settled: bool
+
+
+class LiveRun:
+    """Runs a job's processes and the replay into them.
+
+    Args:
+        spec_file: the job's YAML file.
+        job: the same, loaded.
+        shown, events: what is replayed.
+        expected: what must come of it, to know when the join is done.
+        window_us: the job's longest label window.
+        console: where to show progress.
+    """
+
+    def __init__(
+        self,
+        spec_file: Path,
+        job: JobSpec,
+        shown: Exposures,
+        events: DemoEvents,
+        expected: Outcomes,
+        window_us: int,
+        console: Console,
+    ) -> None:
+        self._spec_file = spec_file
+        self._job = job
+        self._shown = shown
+        self._events = events
+        self._expected = expected
+        self._console = console
+        self._story: Story = choose_story(shown, events, window_us)
+        self._before: Ranking | None = None
+        self._settled_version: int | None = None
+        self._told: Told | None = None
+        self._first_served: float | None = None
+        self._frozen_us: int | None = None
+        self._killed: list[tuple[str, int]] = []
+
+    def run(self) -> LiveOutcome:
+        """Start everything, replay, settle, stop.
+
+        Raises:
+            DemoFailed: the replay stood still, or the scorer never served.
+            CuckooflowError: a process failed for good.
+        """
+        job = self._job
+        store_address, scorer_address = address_files(job)
+        with ExitStack() as stack:
+            supervisor = stack.enter_context(Supervisor(self._spec_file, job, on_event=lambda _: None))
+            supervisor.wait_ready()
+            scorer = f"http://{scorer_address.read_text().strip()}"
+            self._console.print(f"store, join, trainer and scorer are up; scorer: {scorer}", highlight=False)
+            client = stack.enter_context(ScorerClient(scorer, job.name))
+            observer = stack.enter_context(Observer(job, client, store_address, now_us))
+            watch = stack.enter_context(Watch(self._console))
+            replay = Replay(
+                self._events,
+                job.path(job.logs.impressions.path),
+                job.path(job.logs.actions.path),
+                served_us=lambda: observer.observed.served_us,
+                clock_us=now_us,
+            )
+            started_us = now_us()
+            with replay:
+                self._follow(replay, observer, supervisor, client, watch)
+            replayed_us = now_us()
+            settled = self._settle(observer, supervisor, store_address)
+            watch.show(1.0, observer.observed)
+            if self._told is None:
+                self._tell(replay, observer.observed, client, watch)
+            store = connect(str(store_address))
+            table = store.delta("demo", full=True).tables[COUNT_TABLE]
+            store.close()
+        if self._frozen_us is None or self._first_served is None:
+            raise DemoFailed(
+                "expected the scorer to serve during the replay, it did not: read the logs in "
+                f"{job.dir / 'processes'}"
+            )
+        return LiveOutcome(
+            observed=observer.observed,
+            told=self._told,
+            frozen=self._frozen_folder,
+            frozen_us=self._frozen_us,
+            first_served_fraction=self._first_served,
+            killed=tuple(self._killed),
+            started_us=started_us,
+            replayed_us=replayed_us,
+            counts=(table.ids, table.weights[:, 0]),
+            settled=settled,
+        )
+
+    @property
+    def _frozen_folder(self) -> Path:
+        return self._job.dir / "frozen"
+
+    # --- while the replay runs ------------------------------------------------------------------
+
+    def _follow(
+        self, replay: Replay, observer: Observer, supervisor: Supervisor, client: ScorerClient, watch: Watch
+    ) -> None:
+        observed = observer.observed
+        kills = list(KILLS)
+        done, moved_s = 0, time.monotonic()
+        while not replay.finished:
+            time.sleep(_LOOK_S)
+            supervisor.check()
+            observer.check()
+            if replay.done != done:
+                done, moved_s = replay.done, time.monotonic()
+            if time.monotonic() - moved_s > STALLED_S:
+                raise DemoFailed(
+                    f"expected the system to follow the replay, it stands still at {replay.fraction:.0%} for "
+                    f"{STALLED_S:g} s: read the logs in {self._job.dir / 'processes'}"
+                )
+            if self._first_served is None and observed.served:
+                self._first_served = replay.fraction
+                watch.say(f"the scorer serves its first snapshot, {replay.fraction:.1%} of the way")
+            if self._frozen_us is None and observed.served_us >= replay.event_time_at(FROZEN_AT):
+                self._freeze(observed)
+            if self._frozen_us is not None and kills and replay.fraction >= kills[0][1]:
+                self._kill(kills.pop(0)[0], supervisor, watch)
+            self._tell(replay, observed, client, watch)
+            watch.show(replay.fraction, observed)
+
+    def _freeze(self, observed: Observed) -> None:
+        """Keep what is served now: links to the newest full snapshot and the deltas on it."""
+        served = observed.served[-1].sequence
+        chain = list(_chain(observed.manifests, served))
+        self._frozen_folder.mkdir()
+        source = self._job.path(self._job.snapshots.dir)
+        for manifest in chain:
+            for name in (f"{manifest.sequence:012d}.json", manifest.blob):
+                os.link(source / name, self._frozen_folder / name)
+        self._frozen_us = observed.served_us
+
+    def _kill(self, role: str, supervisor: Supervisor, watch: Watch) -> None:
+        pid = supervisor.pids().get(role)
+        if pid is None:
+            raise DemoFailed(
+                f"expected the {role} process to run, it does not: read {supervisor.log_file(role)}"
+            )
+        os.kill(pid, signal.SIGKILL)
+        self._killed.append((role, now_us()))
+        watch.say(f"killed -9: {role} (pid {pid}); it is started again, nothing may be lost or doubled")
+
+    def _tell(self, replay: Replay, observed: Observed, client: ScorerClient, watch: Watch) -> None:
+        """One user's ranking: as long as the user has not come, and once the likes are learned."""
+        story = self._story
+        if self._told is not None or not observed.served:
+            return
+        come = replay.appended_us(story.first_us) is not None
+        if not come:
+            last_us = self._before.at_us if self._before is not None else 0
+            soon = replay.event_time_at(max(0.0, replay.fraction - 0.1)) < story.first_us
+            if soon and now_us() - last_us >= _BEFORE_EVERY_S * 1e6:
+                self._before = self._rank(client) or self._before
+            return
+        newest = observed.served[-1]
+        if self._before is None or newest.event_time_us <= story.settled_us:
+            return
+        # Event times are those of the partition that is furthest; with the next version all have come so far.
+        if self._settled_version is None:
+            self._settled_version = newest.sequence
+        if newest.sequence <= self._settled_version and not replay.finished:
+            return
+        after = self._rank(client)
+        appended_us = replay.appended_us(story.last_like_us)
+        if after is not None and appended_us is not None:
+            seconds = (after.at_us - appended_us) / 1e6
+            self._told = Told(story, self._before, after, seconds)
+            watch.say(f"a newcomer's ranking changed {seconds:.1f} s after that user's last like")
+
+    def _rank(self, client: ScorerClient) -> Ranking | None:
+        try:
+            answer = client.predict(instances(self._shown, self._story))
+        except (NoSnapshot, ScorerUnavailable):
+            return None
+        return Ranking(answer.model_version, now_us(), tuple(float(score) for score in answer.values))
+
+    # --- after it -------------------------------------------------------------------------------
+
+    def _settle(self, observer: Observer, supervisor: Supervisor, store_address: Path) -> bool:
+        """Wait until the join has done what it must and the trainer has trained all of it."""
+        deadline_s = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline_s:
+            supervisor.check()
+            observer.check()
+            if self._joined(observer.observed) and self._trained(store_address):
+                return True
+            time.sleep(_LOOK_S)
+        return False
+
+    def _joined(self, observed: Observed) -> bool:
+        joined, expected = observed.joined, self._expected
+        lines = len(self._events.impressions) + len(self._events.actions)
+        seen = sum(joined.get(f"join.{name}", 0) for name in ("impressions", "actions"))
+        seen -= sum(joined.get(f"join.{name}_dead", 0) for name in ("impressions", "actions"))
+        examples = joined.get("join.examples", 0)
+        return (
+            seen + sum(observed.dead.values()) >= lines
+            and examples >= expected.examples
+            and joined.get("sampling.examples", 0) >= examples
+        )
+
+    def _trained(self, store_address: Path) -> bool:
+        """Whether every bucket of the store stands at the end of the examples log."""
+        log = LocalLog.open(self._job.path(self._job.logs.examples.path))
+        try:
+            store = connect(str(store_address))
+            marks = store.marks(log.name)
+            store.close()
+        except CuckooflowError:
+            return False
+        return all(
+            log.end_offset(partition) == 0
+            or (bool(marks.get(partition)) and marks[partition][0].offset >= log.end_offset(partition))
+            for partition in log.partitions()
+        )
+
+
+def now_us() -> int:
+    """The wall clock, microseconds since the epoch."""
+    return time.time_ns() // 1_000
+
+
+def _chain(manifests: dict[int, Manifest], last: int) -> Iterator[Manifest]:
+    """The newest full snapshot up to ``last``, and what follows it up to there."""
+    numbers = sorted(number for number in manifests if number <= last)
+    full = max(number for number in numbers if manifests[number].kind == "full")
+    yield from (manifests[number] for number in numbers if number >= full)

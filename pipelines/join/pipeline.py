@@ -1,0 +1,66 @@
+"""The join pipeline: read both logs, join, sample negatives, write examples; nothing is dropped unseen."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import pyarrow as pa
+
+from cuckooflow.logs.local_log import LocalLog
+from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
+from cuckooflow.pipelines.options import action_schema, impression_schema, join_options, poll_options
+from cuckooflow.transforms.columns import EventSchema
+from cuckooflow.transforms.front_ends import FrontEnd
+from cuckooflow.transforms.in_band import ROW_COLUMNS
+from cuckooflow.transforms.negative_sampling import NegativeSampling
+from cuckooflow.transforms.online_join import OnlineJoin
+from cuckooflow.transforms.read_logs import LogInput, ReadLogs
+from cuckooflow.transforms.sinks import WriteExamples, WriteJsonLines
+
+
+def build_join(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_at_end: bool) -> None:
+    """Add the join's stages to a pipeline; the logs that it writes are created where they are not there.
+
+    Raises:
+        LogNotFound: the impressions or the actions log is not there.
+    """
+    logs = job.logs
+    impressions, actions = impression_schema(job), action_schema(job)
+    elements = pipeline | "ReadLogs" >> ReadLogs(
+        LogInput(job.path(logs.impressions.path), impressions),
+        LogInput(job.path(logs.actions.path), actions),
+        poll_options(job, stop_at_end),
+        front_end,
+    )
+    create_missing(job, logs.examples, "frames")
+    for log in (logs.late, logs.unmatched, logs.dead_letters, logs.join_balances):
+        create_missing(job, log, "lines")
+    joined = elements.main | "OnlineJoin" >> OnlineJoin(
+        join_options(job), job.name, _declared(impressions), _declared(actions)
+    )
+    sampling = job.negative_sampling
+    sampled = {"examples": joined.examples, "late": joined.late} | "NegativeSampling" >> NegativeSampling(
+        sampling.rate, sampling.seed, job.join.balance_interval
+    )
+    sampled["examples"] | "WriteExamples" >> WriteExamples(job.path(logs.examples.path))
+    for name, records, log in (
+        ("WriteLate", sampled["late"], logs.late),
+        ("WriteUnmatched", joined.unmatched, logs.unmatched),
+        ("WriteRefusedEvents", elements.dead, logs.dead_letters),
+        ("WriteRefusedRows", joined.dead, logs.dead_letters),
+        ("WriteJoinBalances", joined.balances, logs.join_balances),
+        ("WriteSamplingBalances", sampled["balances"], logs.join_balances),
+    ):
+        records | name >> WriteJsonLines(job.path(log.path))
+
+
+def create_missing(job: JobSpec, log: LogSpec, encoding: str) -> None:
+    """Create a log that the job writes, unless it is there."""
+    path = job.path(log.path)
+    if not path.exists():
+        LocalLog.create(path, log.partitions, encoding)
+
+
+def _declared(schema: EventSchema) -> pa.Schema:
+    """The columns that the user declared, as rows carry them: without the event time and our own."""
+    own = {field.name for field in ROW_COLUMNS}
+    return pa.schema([field for field in schema.row_schema if field.name not in own])

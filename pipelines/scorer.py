@@ -1,0 +1,34 @@
+"""The scorer of a job."""
+
+from __future__ import annotations
+
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.supervisor import address_files
+from cuckooflow.serving.impressions import ImpressionOptions
+from cuckooflow.serving.serve import ServeOptions, serve
+from cuckooflow.serving.times import TimeFormat
+
+
+def serve_job(job: JobSpec) -> None:
+    """Serve the job's snapshots until SIGTERM; it can log what it served to the impressions log.
+
+    Impressions are logged where the join's key is a request and an item: the first key column takes the
+    request id. They go to the log's last partition, which is then the scorer's own.
+    """
+    time_column = job.columns.impressions[job.join.impression_time]
+    log = job.logs.impressions
+    serve(
+        ServeOptions(
+            name=job.name,
+            snapshots=job.path(job.snapshots.dir),
+            listen=job.serving.listen,
+            address_file=address_files(job)[1],
+            impressions=ImpressionOptions(
+                log=job.path(log.path),
+                partition=log.partitions - 1,
+                request_column=job.join.key[0],
+                time_column=job.join.impression_time,
+                time_format=TimeFormat(unit=time_column.unit, zone=time_column.zone),
+            ),
+        )
+    )

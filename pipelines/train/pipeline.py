@@ -1,0 +1,67 @@
+"""The train pipeline: examples by position into the store, snapshots out on the side."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import apache_beam as beam
+
+from cuckooflow.embedding_store.client import connect
+from cuckooflow.logs.local_log import LocalLog
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.join.pipeline import create_missing
+from cuckooflow.pipelines.options import correction, snapshot_options, store_address, training_options
+from cuckooflow.transforms.emit_snapshots import EmitSnapshots
+from cuckooflow.transforms.examples_reader import ExamplesReader
+from cuckooflow.transforms.front_ends import FrontEnd
+from cuckooflow.transforms.read_examples import ExamplesOptions, ReadExamples
+from cuckooflow.transforms.sinks import WriteJsonLines
+from cuckooflow.transforms.train_step import TrainConfig, TrainStep
+
+
+def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_at_end: bool) -> None:
+    """Add the trainer's stages to a pipeline. It begins where the store stands.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        OffsetOutOfRange: the store is ahead of the examples log, or what it needs was deleted.
+    """
+    logs = job.logs
+    create_missing(job, logs.examples, "frames")
+    for log in (logs.train_metrics, logs.train_dead_letters):
+        create_missing(job, log, "lines")
+    examples = job.path(logs.examples.path)
+    open_store = partial(connect, store_address(job))
+    store = open_store()
+    try:
+        marks = store.marks(LocalLog.open(examples).name)
+    finally:
+        store.close()
+    elements = pipeline | "ReadExamples" >> ReadExamples(
+        examples,
+        ExamplesOptions(
+            starts={partition: min(positions) for partition, positions in marks.items()},
+            dedupe_rows=job.training.dedupe_rows,
+            stop_at_end=stop_at_end,
+        ),
+        front_end,
+    )
+    trained = elements.main | "TrainStep" >> TrainStep(
+        TrainConfig(
+            store=open_store,
+            model=job.model,
+            features=tuple(job.features),
+            reader=partial(_open_reader, examples, job.training.dedupe_rows),
+            options=training_options(job),
+            correction=correction(job),
+        )
+    )
+    trained.ticks | "EmitSnapshots" >> EmitSnapshots(open_store, snapshot_options(job))
+    trained.metrics | "WriteMetrics" >> WriteJsonLines(job.path(logs.train_metrics.path))
+    trained.dead | "WriteRefusedBatches" >> WriteJsonLines(job.path(logs.train_dead_letters.path))
+    elements.dead | "WriteUndecodable" >> WriteJsonLines(job.path(logs.train_dead_letters.path))
+
+
+def _open_reader(path: Path, dedupe_rows: int) -> ExamplesReader:
+    return ExamplesReader(LocalLog.open(path), dedupe_rows)

@@ -1,0 +1,98 @@
+"""Both pipelines over real logs and a real store process, in process and on Prism: the same outcome."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cuckooflow.logs.local_log import LocalLogWriter
+from cuckooflow.models.snapshots import list_manifests
+
+REQUESTS = 400
+
+
+@contextmanager
+def store_process(films, wait_for) -> Iterator[Path]:
+    address = films.job.path(films.job.store.data) / "address"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cuckooflow.pipelines.cli", "store", "serve", str(films.spec)]
+    )
+    try:
+        wait_for(address.exists, "the store's address")
+        yield address
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["direct", pytest.param("prism", marks=pytest.mark.prism)])
+def test_join_then_train(films, cli, wait_for, runner: str, request: pytest.FixtureRequest) -> None:
+    if runner == "prism":
+        request.getfixturevalue("prism")
+    impressions, actions = films.events(REQUESTS)
+    films.make_logs()
+    films.append(impressions, actions)
+    with LocalLogWriter(films.job.path(films.job.logs.impressions.path)) as writer:
+        writer.append(
+            0,
+            [b'{"request_id": "r0"', b"null", json.dumps({**impressions[0], "time": 0}).encode()],
+            2 * 10**15,
+        )
+
+    done = cli("run", "join", films.spec, "--runner", runner, "--stop-at-end")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert films.labels() == films.expected
+    examples = films.rows(films.job.logs.examples.path)
+    dead = films.rows(films.job.logs.dead_letters.path)
+    assert len(examples) == len(films.expected)
+    assert len(dead) == 3
+    assert len({d["reason"] for d in dead}) == 3
+
+    with store_process(films, wait_for) as address:
+        done = cli("run", "train", films.spec, "--runner", runner, "--stop-at-end")
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert films.trained_counts(address) == films.expected_counts(examples)
+    manifests = list_manifests(films.job.path(films.job.snapshots.dir))
+    assert manifests[0].kind == "full"
+    assert sum(m["rows"] for m in films.rows(films.job.logs.train_metrics.path)) >= 0
+
+
+@pytest.mark.slow
+def test_both_pipelines_run_again_change_nothing(films, cli, wait_for: Callable[..., None]) -> None:
+    """A second run of join repeats its examples; the reader drops them. A second run of train finds nothing."""
+    impressions, actions = films.events(REQUESTS // 4)
+    films.make_logs()
+    films.append(impressions, actions)
+    for _ in range(2):
+        assert cli("run", "join", films.spec, "--stop-at-end").returncode == 0
+    repeated = films.rows(films.job.logs.examples.path)
+    once = films.labels()
+    assert once == films.expected
+    assert len(repeated) == 2 * len(once)
+    examples = list({(e["request_id"], e["item_id"]): e for e in repeated}.values())
+    with store_process(films, wait_for) as address:
+        for _ in range(2):
+            done = cli("run", "train", films.spec, "--stop-at-end")
+            assert done.returncode == 0, done.stderr[-4000:]
+            assert films.trained_counts(address) == films.expected_counts(examples)
+
+
+@pytest.mark.slow
+def test_empty_logs_give_empty_results(films, cli) -> None:
+    films.make_logs()
+    done = cli("run", "join", films.spec, "--stop-at-end")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert films.rows(films.job.logs.examples.path) == []
+    assert films.rows(films.job.logs.dead_letters.path) == []

@@ -1,0 +1,327 @@
+"""OnlineJoin and NegativeSampling as Beam transforms: state, memory, and each timer where only it can work."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.utils.timestamp import MAX_TIMESTAMP
+
+from cuckooflow.errors import ChainOverflow, SpecError
+from cuckooflow.transforms import online_join
+from cuckooflow.transforms.balances import imbalances, totals
+from cuckooflow.transforms.coders import Keyed
+from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS
+from cuckooflow.transforms.join_options import JoinOptions, Label
+from cuckooflow.transforms.join_state import HOT_TIER
+from cuckooflow.transforms.join_testing import Collect, ElementFeed
+from cuckooflow.transforms.negative_sampling import NegativeSampling, _SampleFn, kept_negatives, sample_late
+from cuckooflow.transforms.online_join import OnlineJoin
+
+IMPRESSION_COLUMNS = pa.schema([("k", pa.int64()), ("feature", pa.string())])
+ACTION_COLUMNS = pa.schema([("k", pa.int64()), ("kind", pa.string())])
+OPTIONS = JoinOptions(
+    key=("k",),
+    action_type="kind",
+    labels=(Label("click", "click", 10), Label("like", "like", 20)),
+    late_horizon_us=30,
+    max_lead_us=50,
+    num_shards=2,
+    tick_us=1_000,
+    balance_interval_us=1_000,
+    recheck_us=1_000,
+)
+SHARDS = 2
+
+
+def impression(time_us: int, key: int, **more) -> dict:
+    return {"_log": IMPRESSIONS, "_time": time_us, "k": key, "feature": f"f{key}", **more}
+
+
+def action(time_us: int, key: int, kind: str = "click", **more) -> dict:
+    return {"_log": ACTIONS, "_time": time_us, "k": key, "kind": kind, **more}
+
+
+def new_feed(**more) -> ElementFeed:
+    return ElementFeed(IMPRESSION_COLUMNS, ACTION_COLUMNS, ("k",), num_shards=SHARDS, **more)
+
+
+def elements(*polls: dict[int, pa.RecordBatch]) -> list[tuple[int, pa.RecordBatch]]:
+    return [(shard, batch) for poll in polls for shard, batch in poll.items()]
+
+
+class _Emit(beam.DoFn):
+    """One call gives all elements, as the live source does: one bundle."""
+
+    def __init__(self, given: list[tuple[int, pa.RecordBatch]]) -> None:
+        self._given = given
+
+    def process(self, _):
+        yield from self._given
+
+
+def run(given, options=OPTIONS, sampling=None, bundles=False, job="test") -> dict[str, list]:
+    """Every output's elements. ``bundles``: each element in a bundle of its own, as a runner might."""
+    pipeline = beam.Pipeline(FnApiRunner(), PipelineOptions(["--no_save_main_session"]))
+    if bundles:
+        source = pipeline | beam.Create(given).with_output_types(Keyed)
+    else:
+        source = pipeline | beam.Create([0]) | beam.ParDo(_Emit(given)).with_output_types(Keyed)
+    joined = source | OnlineJoin(options, job, IMPRESSION_COLUMNS, ACTION_COLUMNS)
+    outputs = {name: joined[name] for name in ("examples", "late", "unmatched", "dead", "balances")}
+    if sampling is not None:
+        sampled = {name: outputs[name] for name in ("examples", "late")} | sampling
+        outputs |= {"examples": sampled["examples"], "late": sampled["late"]}
+        outputs["sampling"] = sampled["balances"]
+    for name, collection in outputs.items():
+        _ = collection | f"Collect{name}" >> beam.ParDo(Collect(f"{job}/{name}"))
+    pipeline.run().wait_until_finish()
+    return {name: Collect.taken(f"{job}/{name}") for name in outputs}
+
+
+def rows(found: list) -> list[dict]:
+    batches = [entry[1] if isinstance(entry, tuple) else entry for entry in found]
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def some_polls() -> list[dict[int, pa.RecordBatch]]:
+    feed = new_feed(max_skew_us=3)
+    return [
+        feed.poll([impression(100 + i, i) for i in range(20)], 10),
+        feed.poll(
+            [action(105, 1), action(105, 1), action(106, 2, "like"), action(107, 99), action(108, 3, "?")], 20
+        ),
+        feed.poll([impression(150, 50), action(150, 50), action(111, 4, "like")], 30),
+        feed.poll([impression(100, 60), impression(151, 50)], 2_000),
+        feed.end(2_001),
+    ]
+
+
+def test_every_row_comes_out_once_and_the_balances_add_up():
+    found = run(elements(*some_polls()))
+    examples = rows(found["examples"])
+    assert len(examples) == 21
+    assert {r["k"] for r in examples if r["label_click"]} == {1, 50}
+    assert {r["k"] for r in examples if r["label_like"]} == {2}
+    assert [(r["k"], r["label_like"], r["_negative_kept"]) for r in rows(found["late"])] == [(4, 1, True)]
+    assert [(r["k"], r["reason"]) for r in rows(found["unmatched"])] == [(99, "no_impression")]
+    assert sorted(r["reason"] for r in rows(found["dead"])) == [
+        "key_reused",
+        "late_impression",
+        "unknown_action",
+    ]
+    sums = totals(sorted(found["balances"], key=lambda r: r["counts"]["impressions"]))
+    assert imbalances(sums) == []
+    counts = sums["join"]
+    assert (counts["impressions"], counts["examples"], counts["impressions_waiting"]) == (23, 21, 0)
+    assert (counts["actions"], counts["used"], counts["late"], counts["actions_repeated"]) == (7, 3, 1, 1)
+    assert all(shard == r["_hash"] % SHARDS for shard, b in found["examples"] for r in b.to_pylist())
+
+
+@pytest.mark.parametrize("emit", ["complete", "eager"])
+def test_memory_lost_between_elements_changes_nothing(emit, monkeypatch):
+    options = replace(OPTIONS, emit=emit)
+    kept = run(elements(*some_polls()), options)
+    rebuilt = []
+
+    def forgetful(job, stage, shard):
+        place = type(HOT_TIER).place(HOT_TIER, job, stage, shard)
+        if place.memory is not None:
+            place.memory.token = "of another attempt"
+            rebuilt.append(shard)
+        return place
+
+    monkeypatch.setattr(online_join.HOT_TIER, "place", forgetful, raising=False)
+    lost = run(elements(*some_polls()), options)
+    assert len(rebuilt) >= 4 * SHARDS
+    for name in ("examples", "late", "unmatched", "dead"):
+        assert sorted(map(repr, rows(lost[name]))) == sorted(map(repr, rows(kept[name])))
+    assert totals(lost["balances"]) == totals(kept["balances"])
+
+
+def test_elements_of_one_shard_in_any_order():
+    polls = some_polls()
+    one = run(elements(*polls))
+    other = run(elements(*reversed(polls)), bundles=True)
+    for name in ("examples", "late", "unmatched", "dead"):
+        assert sorted(map(repr, rows(other[name]))) == sorted(map(repr, rows(one[name])))
+
+
+def test_empty_input():
+    assert not any(run([]).values())
+    found = run(elements(new_feed().end(5)))
+    assert not found["examples"]
+    assert totals(found["balances"])["join"]["impressions"] == 0
+
+
+def test_too_many_elements_out_of_order_stop_the_job_with_a_name():
+    feed = new_feed()
+    polls = [feed.poll([impression(i, i)]) for i in range(6)]
+    with pytest.raises(Exception, match="out of order") as refused:
+        run(elements(*polls[1:]), replace(OPTIONS, held_elements_max=2))
+    chain = [refused.value]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    assert any(isinstance(e, ChainOverflow) or "ChainOverflow" in str(e) for e in chain)
+
+
+# --- timers ---------------------------------------------------------------------------------
+
+
+def late_and_then_silence() -> list[dict[int, pa.RecordBatch]]:
+    """A late action that its element may not look up, as the poller's clock did not move by a tick."""
+    feed = new_feed()
+    return [
+        feed.poll([impression(100, 1)], 5_000),
+        feed.advance(125, 5_000),
+        feed.poll([action(110, 1)], 5_001),
+        feed.advance(126, 5_002),
+    ]
+
+
+def test_only_the_recheck_timer_looks_up_late_actions_when_the_input_pauses(monkeypatch):
+    found = run(elements(*late_and_then_silence()))
+    assert [r["k"] for r in rows(found["late"])] == [1]
+    # The end of the input alone, without end marks, gives nothing out.
+    monkeypatch.setattr(online_join._JoinFn, "_arm", only_end)
+    found = run(elements(*late_and_then_silence()))
+    assert not found["late"]
+    assert totals(found["balances"])["join"]["actions_waiting"] == 1
+
+
+def only_end(_self, state, _memory):
+    state.end.set(MAX_TIMESTAMP)
+
+
+def only_recheck(self, state, memory):
+    memory.end_armed = True
+    state.recheck.set((self._now_us() + 1_000) / 1e6)
+
+
+def gap_before_the_end() -> list[dict[int, pa.RecordBatch]]:
+    feed = new_feed()
+    first = feed.poll([impression(100, key) for key in range(4)], 10)
+    feed.poll([impression(101, 5)], 20)  # lost
+    return [first, feed.poll([impression(102, 6), action(102, 6)], 30), feed.end(40)]
+
+
+def test_only_the_end_timer_gives_up_on_a_gap(monkeypatch):
+    found = run(elements(*gap_before_the_end()))
+    assert len(rows(found["examples"])) == 4
+    dead = rows(found["dead"])
+    assert [(r["log"], r["reason"]) for r in sorted(dead, key=lambda r: r["log"])] == [
+        ("actions", "chain_gap"),
+        ("impressions", "chain_gap"),
+    ]
+    assert imbalances(totals(found["balances"])) == []
+    monkeypatch.setattr(online_join._JoinFn, "_arm", only_recheck)
+    found = run(elements(*gap_before_the_end()))
+    assert not found["examples"]
+    assert not found["dead"]
+
+
+def test_a_stopped_job_does_not_drain():
+    feed = new_feed()
+    found = run(elements(feed.poll([impression(100, 1), action(101, 1)], 10)))
+    assert not found["examples"]
+    counts = totals(found["balances"])["join"]
+    assert (counts["impressions_waiting"], counts["actions_waiting"]) == (1, 1)
+
+
+def test_balances_come_while_the_input_goes_on():
+    feed = new_feed()
+    polls = [feed.poll([impression(i, i), action(i, i)], 600 * i) for i in range(10)]
+    records = run(elements(*polls))["balances"]
+    by_shard = defaultdict(list)
+    for record in records:
+        by_shard[record["shard"]].append(record["polled_us"])
+    assert all(len(times) >= 5 for times in by_shard.values())
+
+
+# --- negative sampling ----------------------------------------------------------------------
+
+
+def many(n: int) -> list[dict[int, pa.RecordBatch]]:
+    feed = new_feed()
+    polls = [feed.poll([impression(100, i) for i in range(n)] + [action(100, i) for i in range(0, n, 4)], 10)]
+    # Late: past the window of these, by their own partition's watermark.
+    polls += [feed.advance(125, 20), feed.poll([action(110, i, "like") for i in range(0, n, 2)], 30)]
+    return [*polls, feed.end(40)]
+
+
+def test_sampling_keeps_positives_and_a_share_of_negatives_by_key():
+    n, rate = 400, 0.25
+    found = run(elements(*many(n)), sampling=NegativeSampling(rate, seed=7))
+    examples = rows(found["examples"])
+    positive = {r["k"] for r in examples if r["label_click"]}
+    assert positive == set(range(0, n, 4))
+    negative = {r["k"] for r in examples if not r["label_click"]}
+    assert 0.15 * 300 < len(negative) < 0.35 * 300
+    assert {r["_rate"] for r in examples} == {rate}
+    again = run(elements(*many(n)), sampling=NegativeSampling(rate, seed=7))
+    assert {r["k"] for r in rows(again["examples"])} == positive | negative
+    other = run(elements(*many(n)), sampling=NegativeSampling(rate, seed=8))
+    assert {r["k"] for r in rows(other["examples"])} != positive | negative
+    late = rows(found["late"])
+    assert len(late) == n // 2
+    assert all(r["_negative_kept"] == (r["k"] in positive | negative) for r in late)
+    assert "_primary_negative" not in late[0]
+    sums = totals([*found["balances"], *found["sampling"]])
+    assert imbalances(sums) == []
+    assert sums["sampling"] == {"examples": n, "kept": len(examples), "sampled_out": n - len(examples)}
+
+
+def test_each_timer_of_sampling_reports_alone(monkeypatch):
+    def recheck_only(self, _state, recheck, _end):
+        recheck.set((self._now_us() + 1_000) / 1e6)
+
+    def end_only(_self, _state, _recheck, end):
+        end.set(MAX_TIMESTAMP)
+
+    for arm, final in ((recheck_only, False), (end_only, True)):
+        monkeypatch.setattr(_SampleFn, "_arm", arm)
+        found = run(elements(*many(8)), sampling=NegativeSampling(0.5, 1, balance_interval_us=10**9))
+        assert [r["final"] for r in found["sampling"]] == [final] * SHARDS
+    monkeypatch.setattr(_SampleFn, "_arm", lambda *_: None)
+    found = run(elements(*many(8)), sampling=NegativeSampling(0.5, 1, balance_interval_us=10**9))
+    assert not found["sampling"]
+
+
+def test_sampling_share_is_uniform_and_hash_independent():
+    keys = np.arange(200_000, dtype=np.uint64)
+    kept = kept_negatives(keys, 0.3, 5)
+    assert abs(kept.mean() - 0.3) < 0.005
+    both = kept & kept_negatives(keys, 0.3, 6)
+    assert abs(both.mean() - 0.09) < 0.005
+    assert kept_negatives(keys, 1.0, 5).all()
+    assert (kept_negatives(keys, 0.1, 5) <= kept).all()  # a lower rate keeps a part of the same
+
+
+def test_late_rows_know_whether_their_negative_was_kept():
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "_hash": pa.array([1, 2, 3, 4], pa.uint64()),
+            "_negative_kept": [True, True, True, False],
+            "_primary_negative": [True, True, False, True],
+        }
+    )
+    kept = kept_negatives(batch.column("_hash").to_numpy(), 0.5, 3)
+    got = sample_late(batch, 0.5, 3).column("_negative_kept").to_pylist()
+    assert got == [bool(kept[0]), bool(kept[1]), True, False]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1.5])
+def test_a_rate_outside_its_range_is_refused(rate):
+    with pytest.raises(SpecError, match="rate"):
+        NegativeSampling(rate, 0)
+
+
+def test_columns_that_do_not_go_together_are_refused_when_the_pipeline_is_built():
+    with pytest.raises(SpecError, match=r"'kind'.*'k'.*'label_click'"):
+        OnlineJoin(OPTIONS, "j", pa.schema([("label_click", pa.int8())]), pa.schema([("k", pa.int64())]))
