@@ -118,4 +118,4 @@ def column_type(column: Column) -> str:
     """A column's type as a manifest spells it: ``string``, ``time[ms]``, ``time[iso,Asia/Shanghai]``."""
     if column.type != "time":
         return column.type
-    return f"time[{column.unit},{column.zone}]" if column.unit == "iso" else f"time[{column.unit}]"
+    return f"time[{column.unit},{column.zone}]" if column.zone else f"time[{column.unit}]"

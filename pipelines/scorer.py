@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.options import column_type
 from cuckooflow.pipelines.supervisor import address_files
 from cuckooflow.serving.impressions import ImpressionOptions
 from cuckooflow.serving.serve import ServeOptions, serve
@@ -28,7 +29,7 @@ def serve_job(job: JobSpec) -> None:
                 partition=log.partitions - 1,
                 request_column=job.join.key[0],
                 time_column=job.join.impression_time,
-                time_format=TimeFormat(unit=time_column.unit, zone=time_column.zone),
+                time_format=TimeFormat.from_type(column_type(time_column)),
             ),
         )
     )

@@ -81,9 +81,7 @@ class Supervisor:
         """Create the input logs where they do not exist, and start every process."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for log in (self._job.logs.impressions, self._job.logs.actions):
-            path = self._job.path(log.path)
-            if not path.exists():
-                LocalLog.create(path, log.partitions)
+            LocalLog.create(self._job.path(log.path), log.partitions, exist_ok=True)
         for address in address_files(self._job):
             address.unlink(missing_ok=True)
         self._thread.start()

@@ -28,7 +28,7 @@ class Predictions:
 
     values: list[Any]
     model_version: int
-    request_id: str | None
+    request_id: str | int | None
 
 
 class ScorerClient:
@@ -56,7 +56,7 @@ class ScorerClient:
         instances: Sequence[Mapping[str, object] | str | float | bool],
         *,
         log_impressions: bool = False,
-        request_id: str | None = None,
+        request_id: str | int | None = None,
         time: object = None,
     ) -> Predictions:
         """Score rows.

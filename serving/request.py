@@ -42,7 +42,7 @@ class PredictRequest:
     num_rows: int
     columnar: bool = False
     log_impressions: bool = False
-    request_id: str | None = None
+    request_id: object = None
     time: object = None
 
 
@@ -71,8 +71,8 @@ def parse_request(body: bytes, input_columns: Sequence[str], rows_max: int) -> P
     if not isinstance(top.get("log_impressions", False), bool):
         raise BadRequest(f"log_impressions: expected true or false, received {top['log_impressions']!r}")
     request_id = top.get("request_id")
-    if request_id is not None and (not isinstance(request_id, str) or not 0 < len(request_id) <= 256):
-        raise BadRequest("request_id: expected a string of 1 to 256 characters")
+    if isinstance(request_id, str) and not 0 < len(request_id) <= 256:
+        raise BadRequest("request_id: expected a string of 1 to 256 characters, or an integer")
     columnar = "inputs" in top
     read = _from_inputs if columnar else _from_instances
     columns, num_rows = read(top["inputs" if columnar else "instances"], input_columns, rows_max)

@@ -18,6 +18,7 @@ from cuckooflow.errors import BadRequest
 from cuckooflow.models.features import input_columns
 from cuckooflow.models.registry import predict_batch
 from cuckooflow.models.snapshots import Manifest
+from cuckooflow.serving.columns import decode_column
 from cuckooflow.serving.impressions import ImpressionLog, ImpressionOptions
 from cuckooflow.serving.replica import Replica, Served
 from cuckooflow.serving.request import PredictRequest, parse_request, request_batch, response_body
@@ -94,6 +95,7 @@ class Scorer:
         request = parse_request(body, columns, self._rows_max)
         if request.log_impressions and self._log is None:
             raise BadRequest("log_impressions: this scorer was started without an impressions log")
+        request_id = self._request_id(request, served.manifest)
         event_columns = (self._options.request_column, self._options.time_column)
         times = self._times(request)
         times_us = [self._options.time_format.to_us(time) for time in times]
@@ -103,7 +105,7 @@ class Scorer:
         scores = self._correct(raw, manifest)
         extra: dict[str, object] = {}
         if request.log_impressions:
-            extra["request_id"] = self._write(request, times, manifest)
+            extra["request_id"] = self._write(request, request_id, times, manifest)
         return Answer(
             body=response_body(scores, request.columnar, extra),
             sequence=manifest.sequence,
@@ -133,10 +135,20 @@ class Scorer:
                 raise BadRequest(f"time of row {row}: {error}") from error
         return times
 
-    def _write(self, request: PredictRequest, times: list[object], manifest: Manifest) -> str:
+    def _request_id(self, request: PredictRequest, manifest: Manifest) -> object:
+        """The request's own id, checked, or a new one, of the type that the log's column has."""
+        column = self._options.request_column
+        kind = manifest.columns.get(column, "string")
+        if request.request_id is None:
+            return secrets.token_hex(16) if kind == "string" else secrets.randbits(63)
+        decode_column(column, kind, [request.request_id])
+        return request.request_id
+
+    def _write(
+        self, request: PredictRequest, request_id: object, times: list[object], manifest: Manifest
+    ) -> object:
         assert self._log is not None
         options = self._options
-        request_id = request.request_id or secrets.token_hex(16)
         rows = []
         for at, time in enumerate(times):
             given = {name: values[at] for name, values in request.columns.items() if values[at] is not None}

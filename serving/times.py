@@ -21,12 +21,12 @@ class TimeFormat:
 
     Attributes:
         unit: ``s``, ``ms``, ``us`` or ``ns`` since the epoch, or ``iso`` for text; default ``s``.
-        zone: of ``iso`` times that do not say theirs, an IANA name; default UTC. A local time that a
+        zone: of ``iso`` times that do not say theirs, an IANA name; default None: UTC. A local time that a
             clock change repeats is taken as the earlier one.
     """
 
     unit: TimeUnit = "s"
-    zone: str = "UTC"
+    zone: str | None = None
 
     @classmethod
     def from_type(cls, spelled: str) -> TimeFormat:
@@ -40,7 +40,12 @@ class TimeFormat:
             raise ValueError(
                 f"expected time[s], time[ms], time[us], time[ns] or time[iso], received {spelled}"
             )
-        return cls(unit, zone or "UTC")  # type: ignore[arg-type]  # checked above
+        if zone:
+            try:
+                ZoneInfo(zone)
+            except (KeyError, OSError):
+                raise ValueError(f"expected an IANA zone such as Asia/Shanghai, received {zone!r}") from None
+        return cls(unit, zone or None)  # type: ignore[arg-type]  # checked above
 
     def to_us(self, value: object) -> int:
         """Microseconds since the epoch, UTC.
@@ -56,7 +61,7 @@ class TimeFormat:
                 raise ValueError(f"expected a time such as 2022-04-25T08:00:00Z, received {value!r}")
             moment = datetime.fromisoformat(value)
             if moment.tzinfo is None:
-                moment = moment.replace(tzinfo=ZoneInfo(self.zone))
+                moment = moment.replace(tzinfo=ZoneInfo(self.zone or "UTC"))
             return (moment - _EPOCH) // timedelta(microseconds=1)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"expected a number of {self.unit} since the epoch, received {value!r}")

@@ -45,3 +45,9 @@ def prism() -> Path:
     if binary is None:
         pytest.skip(f"Prism is not installed; run make prism, or: {INSTALL}")
     return binary
+
+
+@pytest.fixture(scope="session")
+def shared_data_env(shared_data: Path) -> dict[str, str]:
+    """The environment that leads a clone elsewhere to the real data."""
+    return {"CUCKOOFLOW_DATA": str(shared_data)}

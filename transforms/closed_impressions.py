@@ -8,6 +8,7 @@ everything in it is closed: its cell then holds exactly what memory holds, plus 
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -198,7 +199,7 @@ class ClosedTier:
         self._filter.add(state["_hash"], state["_time"])
         numbers = state["_time"] // self._bucket_us
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        for a, b in itertools.pairwise(cuts):
             if a == b:
                 continue
             part = {name: values[a:b] for name, values in state.items()}
@@ -279,6 +280,10 @@ class ClosedTier:
         slots = np.arange(bucket._rows.waiting)
         self._filter.add(bucket.get("_hash", slots), bucket.get("_time", slots))
         return True
+
+    def any_before(self, number: int) -> bool:
+        """Whether a bucket before this one is kept."""
+        return any(kept < number for kept in (*self._hot, *self.sealed))
 
     def forget(self, before: int) -> None:
         """Drop the buckets before this one, their filter entries and their cells."""

@@ -22,7 +22,7 @@ def encode_batch(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    return sink.getvalue().to_pybytes()
 
 
 def decode_batch(blob: bytes) -> pa.RecordBatch:
@@ -62,7 +62,7 @@ class RecordBatchCoder(coders.Coder):
         return False
 
     def to_type_hint(self) -> type:
-        return pa.RecordBatch  # type: ignore[no-any-return]
+        return pa.RecordBatch
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)

@@ -232,7 +232,7 @@ class JoinCore:
             return
         self._close(clock_us)
         oldest_bucket = (clock_us - self.options.keep_us) // self.options.bucket_us
-        if release or clock_us == END_TIME_US or self._cells.any_before(oldest_bucket):
+        if release or clock_us == END_TIME_US or self._closed.any_before(oldest_bucket):
             self.release_late(clock_us)
         self._expire(clock_us)
         self._settle_cells(clock_us, oldest_bucket)

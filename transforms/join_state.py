@@ -142,10 +142,6 @@ class CellRing:
         """The cells in use that lie before a bucket, ascending."""
         return sorted(number for number in self._used if number < bucket)
 
-    def any_before(self, bucket: int) -> bool:
-        """Whether a cell before this one is in use."""
-        return any(number < bucket for number in self._used)
-
     def advance(self, base: int) -> None:
         """Let the span begin at ``base``; the cells before it must be clear. Never moves back."""
         if self._base is not None and base <= self._base:

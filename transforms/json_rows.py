@@ -197,7 +197,7 @@ def _screen(messages: Sequence[bytes], which: I64, schema: EventSchema) -> npt.N
     texts = pa.array([messages[i] for i in which.tolist()], pa.binary()).cast(pa.string())
     flat = pc.match_substring_regex(texts, _FLAT_OBJECT)
     bad = pc.match_substring_regex(texts, _bad_value_pattern(tuple(schema.columns.items())))
-    return pc.or_(pc.invert(flat), bad).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return pc.or_(pc.invert(flat), bad).to_numpy(zero_copy_only=False)
 
 
 # --- one by one -----------------------------------------------------------------------------

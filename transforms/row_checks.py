@@ -219,4 +219,4 @@ def _assume_zone(values: pa.Array, zone: str) -> pa.Array:
 
 
 def _mask(values: pa.Array) -> Bools:
-    return values.fill_null(False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return values.fill_null(False).to_numpy(zero_copy_only=False)

@@ -157,7 +157,7 @@ Bytes read_cut(Core& core, int table, uint32_t rows) {
 }
 
 Bytes copy_bytes(const std::vector<uint8_t>& bytes) {
-  return {static_cast<py::ssize_t>(bytes.size()), bytes.data()};
+  return Bytes(static_cast<py::ssize_t>(bytes.size()), bytes.data());
 }
 
 bool load_rows(Core& core, int table, const Bytes& images) {

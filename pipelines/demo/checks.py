@@ -70,9 +70,7 @@ def check_outcomes(observed: Observed, expected: Outcomes) -> Check:
     wrong = []
     for name, count in got.items():
         most = getattr(expected, name)
-        least = most - expected.open.get(name.removeprefix("actions_"), 0)
-        if name.startswith("impressions_") or name in ("examples", "actions_dead"):
-            least = most
+        least = most - expected.open.get(name, 0)
         if not least <= count <= most:
             wanted = f"{most:,}" if least == most else f"{least:,} to {most:,}"
             wrong.append(f"{name}: expected {wanted}, found {count:,}")

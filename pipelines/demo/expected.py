@@ -48,7 +48,8 @@ class Outcomes:
             impressions log's lines.
         used, late, unmatched, actions_dead, actions_repeated: what becomes of the actions log's lines
             once every window has closed; together, all of them.
-        open: as the five before: how many of each still wait for the clock.
+        open: name of one of the above -> how many of those rows still wait for the clock: until it passes,
+            the join may count them as waiting.
     """
 
     clock_us: int
@@ -83,18 +84,28 @@ def expected_outcomes(events: DemoEvents, rules: Rules) -> Outcomes:
     outcome = _action_outcomes(acted, before_acted, impression_us, rules)
     waits_until = np.where(has, impression_us, 1_000_000 * acted.time_s) + rules.window_us
     still_open = waits_until > clock_us
+    repeats = on_time.copy()
+    repeats[np.flatnonzero(on_time)[first]] = False
+    closes_us = 1_000_000 * shown.time_s + rules.window_us
+    open_rows = {name: int((rows & still_open).sum()) for name, rows in outcome.items() if name != "dead"}
     return Outcomes(
         clock_us=clock_us,
         examples=int(closed.sum()),
         impressions_waiting=int((~closed).sum()),
         impressions_dead=int((~on_time).sum()),
-        impressions_repeated=int(on_time.sum()) - len(keys),
+        impressions_repeated=int(repeats.sum()),
         used=int(outcome["used"].sum()),
         late=int(outcome["late"].sum()),
         unmatched=int(outcome["unmatched"].sum()),
         actions_dead=int(outcome["dead"].sum()),
         actions_repeated=int(outcome["repeated"].sum()),
-        open={name: int((rows & still_open).sum()) for name, rows in outcome.items() if name != "dead"},
+        open={
+            "impressions_repeated": int((repeats & (closes_us > clock_us)).sum()),
+            "used": open_rows["used"],
+            "late": open_rows["late"],
+            "unmatched": open_rows["unmatched"],
+            "actions_repeated": open_rows["repeated"],
+        },
     )
 
 

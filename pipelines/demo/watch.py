@@ -63,6 +63,7 @@ class Watch:
         )
         self._task = self._progress.add_task("replay", total=1.0)
         self._live: Live | None = None
+        self._screen = Table.grid()
         self._printed_s: float | None = None
 
     def __enter__(self) -> Watch:
@@ -70,7 +71,6 @@ class Watch:
             self._live = Live(
                 console=self._console, refresh_per_second=4, get_renderable=lambda: self._screen
             )
-            self._screen: Table = Table.grid()
             self._live.start()
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import apache_beam as beam
 import pyarrow as pa
 
@@ -53,11 +55,9 @@ def build_join(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_
         records | name >> WriteJsonLines(job.path(log.path))
 
 
-def create_missing(job: JobSpec, log: LogSpec, encoding: str) -> None:
+def create_missing(job: JobSpec, log: LogSpec, encoding: Literal["lines", "frames"]) -> None:
     """Create a log that the job writes, unless it is there."""
-    path = job.path(log.path)
-    if not path.exists():
-        LocalLog.create(path, log.partitions, encoding)
+    LocalLog.create(job.path(log.path), log.partitions, encoding, exist_ok=True)
 
 
 def _declared(schema: EventSchema) -> pa.Schema:

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pytest
 
 from cuckooflow.embedding_store.api import SLOT_BITS
-from cuckooflow.embedding_store.client import connect
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.spec_file import load_spec
@@ -36,6 +35,11 @@ class Films:
     spec: Path
     job: JobSpec
     expected: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def reload(self, text: str) -> None:
+        """Write another spec and load it."""
+        self.spec.write_text(text)
+        self.job = load_spec(self.spec)
 
     def make_logs(self) -> None:
         for log in (self.job.logs.impressions, self.job.logs.actions):
@@ -93,6 +97,14 @@ class Films:
                         rows += [row for part in pa.ipc.open_stream(message) for row in part.to_pylist()]
         return rows
 
+    def log_has_rows(self, log: Path) -> bool:
+        """Whether the log is there and holds a message."""
+        path = self.job.path(log)
+        if not (path / "meta.json").exists():
+            return False
+        reader = LocalLog.open(path)
+        return any(reader.end_offset(p) > reader.start_offset(p) for p in reader.partitions())
+
     def labels(self) -> dict[tuple[str, str], tuple[int, int]]:
         """(request, item) -> (click, like) of the distinct examples in the examples log."""
         return {
@@ -109,6 +121,8 @@ class Films:
 
     def trained_counts(self, address: Path) -> dict[int, list[int]]:
         """Slot -> ascending counts of its ids, from the store's counting table."""
+        from cuckooflow.embedding_store.client import connect
+
         store = connect(address)
         try:
             table = store.delta("test", full=True).tables["_count"]

@@ -56,9 +56,7 @@ def made_result() -> DemoResult:
         ],
         tables=[
             TableSize(
-                START_US + t * 1_000_000,
-                {"embedding": 100 * t, "linear": 100 * t},
-                {"embedding": 9_000, "linear": 90},
+                START_US + t * 1_000_000, {"embedding": 100 * t, "linear": 100 * t}, {"embedding": 9_000}
             )
             for t in range(50)
         ],

@@ -115,6 +115,14 @@ def test_before_the_first_snapshot_it_answers_503_and_says_so(publisher: Any, st
         ),
         ("POST", PREDICT, b'{"instances": [{"usr": "a"}]}', 400, "unknown columns 'usr'"),
         ("POST", PREDICT, b'{"instances": [{}], "time": "noon"}', 400, "time of row 0"),
+        (
+            "POST",
+            PREDICT,
+            b'{"instances": [{}], "request_id": 7}',
+            400,
+            "column 'request_id': expected string",
+        ),
+        ("POST", PREDICT, b'{"instances": [{}], "request_id": ["r"]}', 400, "expected string"),
         ("POST", PREDICT, b'{"instances": [{"time": -5}]}', 400, "time of row 0"),
         ("POST", PREDICT, b'{"instances": [{}], "log_impressions": true}', 400, "without an impressions log"),
         ("POST", PREDICT, b" " * 5_000, 413, "at most 4096 bytes"),
@@ -185,6 +193,21 @@ def test_what_was_served_is_logged_as_it_was_served(publisher: Any, start: Start
     assert before <= three["time"] <= time.time()
     assert four["time"] == 5.5
     assert "cuckooflow_logged_rows_total 4.0" in get(url, "/metrics").text
+
+
+def test_request_ids_are_of_the_type_that_the_log_has(publisher: Any, start: Start, tmp_path: Path) -> None:
+    LocalLog.create(tmp_path / "impressions")
+    publisher.publish(columns={"user_id": "string", "query": "int64"})
+    options = ImpressionOptions(log=tmp_path / "impressions", request_column="query")
+    with ScorerClient(start(impressions=options), "movies") as client:
+        client.wait_ready(60)
+        assert client.predict([{}], log_impressions=True, request_id=7).request_id == 7
+        made = client.predict([{}], log_impressions=True).request_id
+        assert isinstance(made, int)
+        with pytest.raises(BadRequest, match="expected int64"):
+            client.predict([{}], log_impressions=True, request_id="seven")
+    rows = [json.loads(v) for v in LocalLog.open(tmp_path / "impressions").read(0, 0).values.to_pylist()]
+    assert [row["query"] for row in rows] == [7, made]
 
 
 def test_a_log_that_another_writes_is_told_and_tried_again(

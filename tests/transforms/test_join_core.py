@@ -489,6 +489,6 @@ def test_rows_ahead_of_the_ring_wait_in_the_overflow_and_come_to_their_cells():
 
 
 def test_wrong_options_are_answered_all_at_once():
-    with pytest.raises(Exception, match="state_buckets.*cache_bytes") as refused:
+    with pytest.raises(Exception, match=r"state_buckets.*cache_bytes") as refused:
         replace(OPTIONS, state_buckets=99, cache_bytes=0)
     assert "SpecError" in type(refused.value).__name__
