@@ -25,14 +25,9 @@ _NAMESPACES = {
     "t": "upload_type",
     "d": "duration",
 }
-_PAIRS = (
-    (),
-    ("ub", "ug", "ud", "vb", "ua"),
-    ("ub", "ug", "ud", "vb", "ua", "ut", "uh", "ab"),
-    ("ub", "ug", "ud", "vb", "ua", "ut", "gb", "db", "pb", "pd", "pg"),
-)
-_RATES = (0.1, 0.2, 0.3, 0.5, 0.8)
-_POWERS = (0.3, 0.4, 0.5)
+_PAIRS = (("ub", "ud", "ut"), ("ub", "ug", "ud", "vb", "ua"), ("u:", "b:"))
+_RATES = (0.1, 0.2, 0.3, 0.5)
+_POWERS = (0.4, 0.5)
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,7 @@ def run(feed: kuairand.Feed, label: str, folder: Path, quick: bool = False) -> V
 
     options = _options(0.5, 0.5, _PAIRS[1])
     if not quick:
-        pairs = min(_PAIRS, key=lambda pairs: loss(_options(0.3, 0.5, pairs)))
-        grid = [_options(rate, power, pairs) for rate, power in itertools.product(_RATES, _POWERS)]
+        grid = [_options(*point) for point in itertools.product(_RATES, _POWERS, _PAIRS)]
         options = min(grid, key=loss)
     return VowpalResult(_predict(whole, options, folder), options)
 

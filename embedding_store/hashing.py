@@ -60,7 +60,9 @@ def _hash_strings(column: pa.Array, width: type, seed: int) -> npt.NDArray[np.ui
     if len(column) == 0:
         return np.empty(0, np.uint64)
     _, offsets, data = column.buffers()
-    at: npt.NDArray[np.integer] = np.frombuffer(offsets, width, len(column) + 1, column.offset * np.dtype(width).itemsize)
+    at: npt.NDArray[np.integer] = np.frombuffer(
+        offsets, width, len(column) + 1, column.offset * np.dtype(width).itemsize
+    )
     raw = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)
     hasher = _native.hash_strings32 if width is np.int32 else _native.hash_strings64
     return hasher(at, raw, seed)

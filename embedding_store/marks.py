@@ -102,7 +102,8 @@ class Marks:
     def lowest(self) -> dict[str, dict[int, Position]]:
         """Log -> partition -> the lowest mark over the buckets."""
         return {
-            log: {partition: marks[0] for partition, marks in self.distinct(log).items()} for log in self._logs
+            log: {partition: marks[0] for partition, marks in self.distinct(log).items()}
+            for log in self._logs
         }
 
     def opened(self) -> dict[str, Any]:
@@ -125,7 +126,9 @@ class Marks:
         """Everything, for a checkpoint's JSON."""
         body = self.opened()
         for log, entry in self._logs.items():
-            body[log]["marks"] = {str(partition): marks.tolist() for partition, marks in entry.partitions.items()}
+            body[log]["marks"] = {
+                str(partition): marks.tolist() for partition, marks in entry.partitions.items()
+            }
         return body
 
     def load(self, body: Mapping[str, Any]) -> None:

@@ -302,4 +302,4 @@ def _for_model(delta: Delta, model: Model) -> Delta:
 def _warm_up(model: Model, store: ReadStore) -> None:
     """Compile before the switch, so that no request pays for it; also proves that the shapes fit."""
     nothing_known = pa.record_batch({"_time": pa.array([0], pa.int64())})
-    predict_batch(model, nothing_known, lambda ids: (store.lookup(ids), store.dense()))
+    predict_batch(model, nothing_known, lambda ids: store.pull(ids)[:2])

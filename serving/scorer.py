@@ -1,7 +1,7 @@
 """From a predict request to scores, by the newest snapshot. No HTTP here.
 
-One request is scored by one version: its rows and the dense parameters are read between two looks at
-the store's version, and read again in the rare case that a snapshot was applied in between.
+One request is scored by one version: rows and dense parameters are read together, and the manifest is the
+one of that version, also if a snapshot is applied meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Floats, Ids, Version
 from cuckooflow.errors import BadRequest
@@ -22,9 +23,6 @@ from cuckooflow.serving.columns import decode_column
 from cuckooflow.serving.impressions import ImpressionLog, ImpressionOptions
 from cuckooflow.serving.replica import Replica, Served
 from cuckooflow.serving.request import PredictRequest, parse_request, request_batch, response_body
-
-#: Reads of one request, at most, before it settles for rows and dense parameters one version apart.
-_READS_MAX = 4
 
 
 @dataclass(frozen=True)
@@ -158,16 +156,14 @@ class Scorer:
         return request_id
 
 
-def _predict(served: Served, batch: object) -> tuple[dict[str, Floats], Version]:
+def _predict(served: Served, batch: pa.RecordBatch) -> tuple[dict[str, Floats], Version]:
+    """Label -> raw probabilities, and the one version that rows and dense parameters were of."""
     versions: list[Version] = []
 
     def pull(ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        for _ in range(_READS_MAX):
-            before = served.store.version
-            rows, dense = served.store.lookup(ids), served.store.dense()
-            if served.store.version == before:
-                break
-        versions.append(served.store.version)
+        rows, dense, version = served.store.pull(ids)
+        assert version is not None  # a store is served after its first delta
+        versions.append(version)
         return rows, dense
 
     return predict_batch(served.model, batch, pull), versions[-1]

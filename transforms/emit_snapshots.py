@@ -57,7 +57,7 @@ _registry_lock = threading.Lock()
 
 class _PublishFn(beam.DoFn):
     DUE = TimerSpec("due", TimeDomain.REAL_TIME)
-    END = TimerSpec("end", TimeDomain.WATERMARK)
+    END = TimerSpec("snapshots_end", TimeDomain.WATERMARK)
 
     def __init__(self, store: Callable[[], Store], options: SnapshotOptions, run_id: str) -> None:
         self._store = store

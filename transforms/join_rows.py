@@ -131,7 +131,8 @@ class LabelRules:
     def codes(self, types: pa.Array) -> npt.NDArray[np.int16]:
         """(n,) int16 code of each action's type, -1 where no label names it."""
         index = pc.index_in(types.cast(pa.string()), value_set=pa.array(self.types, pa.string()))
-        return pc.fill_null(index, -1).to_numpy(zero_copy_only=False).astype(np.int16)
+        codes: npt.NDArray[np.int16] = pc.fill_null(index, -1).to_numpy(zero_copy_only=False).astype(np.int16)
+        return codes
 
     def bits(self, codes: Array, delays: Array) -> npt.NDArray[np.uint64]:
         """(n,) uint64: the labels that actions of these types, so long after the impression, set."""

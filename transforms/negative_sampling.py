@@ -132,8 +132,9 @@ def _wall_clock_us() -> int:
 
 class _SampleFn(beam.DoFn):
     COUNTS = ReadModifyWriteStateSpec("counts", BytesCoder())
-    RECHECK = TimerSpec("recheck", TimeDomain.REAL_TIME)
-    END = TimerSpec("end", TimeDomain.WATERMARK)
+    # Other names than the join's: see there.
+    RECHECK = TimerSpec("sampling_recheck", TimeDomain.REAL_TIME)
+    END = TimerSpec("sampling_end", TimeDomain.WATERMARK)
 
     def __init__(
         self, rate: float, seed: int, interval_us: int, recheck_us: int, now_us: Callable[[], int]

@@ -53,8 +53,10 @@ _SPECS: dict[str, Any] = {
     "overflow": BagStateSpec("overflow", RecordBatchCoder()),
     **{name: BagStateSpec(name, RecordBatchCoder()) for name in _CELLS},
 }
-_RECHECK = TimerSpec("recheck", TimeDomain.REAL_TIME)
-_END = TimerSpec("end", TimeDomain.WATERMARK)
+# The in-process runner keeps the timers of a fused stage by family name alone (seen with Beam 2.77): names
+# must differ between the DoFns of a pipeline, or one DoFn's timers fire in another.
+_RECHECK = TimerSpec("join_recheck", TimeDomain.REAL_TIME)
+_END = TimerSpec("join_end", TimeDomain.WATERMARK)
 
 
 @dataclass(frozen=True)

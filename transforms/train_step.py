@@ -180,16 +180,11 @@ class _TrainFn(beam.DoFn):
         yield from self._tagged(out)
 
     @on_timer(FLUSH)
-    def on_flush(
-        self, key: int = beam.DoFn.KeyParam, flush: Any = beam.DoFn.TimerParam(FLUSH)
-    ) -> Iterator[Any]:
-        """The input paused: push what has waited long enough."""
+    def on_flush(self, key: int = beam.DoFn.KeyParam) -> Iterator[Any]:
+        """The input paused for as long as a row may wait, since each element sets this timer anew."""
         partition = _partition(self._run_id, self._config, key)
         with partition.lock:
             out = partition.trainer.flush(time.time_ns() // 1000)
-            waiting = partition.trainer.waiting
-        if waiting:  # younger than max_delay by the poller's clock
-            flush.set(time.time() + self._config.options.max_delay_us / 1e6)
         yield from self._tagged(out)
 
     @on_timer(END)

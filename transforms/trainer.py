@@ -161,9 +161,9 @@ class Trainer:
         return out
 
     def flush(self, now_us: int) -> Output:
-        """Push what has waited for ``max_delay_us``, on the clock of ``RangeHeader.polled_us``."""
+        """Push what waits, full batch or not: the input has paused for ``max_delay_us``."""
         out = Output()
-        if self._log is not None and self._due(now_us):
+        if self._log is not None and self.waiting:
             with self._all_or_reset():
                 self._drain(out, everything=True)
                 self._report(now_us, out, False)

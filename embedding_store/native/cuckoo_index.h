@@ -104,7 +104,7 @@ class CuckooIndex {
 
   uint64_t size() const { return size_; }
   uint64_t capacity() const { return uint64_t{segments_} * kSegmentSlots; }
-  uint64_t bytes() const { return memory_.size() * HugeBlock::kAlign; }
+  uint64_t bytes() const { return uint64_t{segments_} * kBuckets * sizeof(CuckooBucket); }
   uint64_t segments() const { return segments_; }
 
  private:

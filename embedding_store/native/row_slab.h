@@ -20,12 +20,12 @@ class RowSlab {
  public:
   RowSlab(int64_t dim, int64_t slots)
       : row_bytes_((sizeof(RowHeader) + sizeof(float) * dim * (1 + slots) + 15) / 16 * 16) {
-    while ((row_bytes_ << (shift_ + 1)) <= HugeBlock::kAlign) ++shift_;
+    while ((row_bytes_ << (shift_ + 1)) <= kChunkBytes) ++shift_;
   }
 
   size_t row_bytes() const { return row_bytes_; }
   uint32_t size() const { return size_; }
-  size_t bytes() const { return chunks_.size() * HugeBlock::kAlign; }
+  size_t bytes() const { return size_ * row_bytes_; }
 
   uint8_t* at(uint32_t row) const {
     return chunks_[row >> shift_].data() + size_t{row & ((1U << shift_) - 1)} * row_bytes_;
@@ -48,6 +48,10 @@ class RowSlab {
   }
 
  private:
+  // Bound of a chunk: 16 huge pages, so that rounding up to whole ones wastes little. Pages that no row
+  // has touched yet cost nothing.
+  static constexpr size_t kChunkBytes = 16 * HugeBlock::kAlign;
+
   size_t row_bytes_;
   uint32_t shift_ = 0;  // log2 of the rows in a chunk
   uint32_t size_ = 0;

@@ -14,7 +14,7 @@ from rich.table import Table
 from cuckooflow.errors import DatasetUnavailable, DemoFailed
 from cuckooflow.models.registry import build_model
 from cuckooflow.pipelines.demo import checks, evaluate
-from cuckooflow.pipelines.demo.curves import Curve
+from cuckooflow.pipelines.demo.curves import Curve, curve_of_records
 from cuckooflow.pipelines.demo.dataset import fetch_movielens, load_movielens
 from cuckooflow.pipelines.demo.expected import Rules, expected_outcomes
 from cuckooflow.pipelines.demo.exposures import Exposures
@@ -129,7 +129,7 @@ def _evaluate(job: JobSpec, outcome: LiveOutcome) -> tuple[dict[str, Curve], che
     """Everyone's curve on the same examples, and the count of them against the store's."""
     examples = list(evaluate.read_examples(job))
     curves = {
-        LIVE: evaluate.curve_of_records(outcome.observed.records, LABEL),
+        LIVE: curve_of_records(outcome.observed.records, LABEL),
         FROZEN: evaluate.frozen_curve(job, examples, outcome.frozen, LABEL),
         LR: evaluate.lr_curve(job, examples, LABEL),
         MEAN: evaluate.mean_curve(job, examples, LABEL),

@@ -189,7 +189,7 @@ def _joins(result: DemoResult) -> str:
         textposition="auto",
         marker={"color": COLOURS[LIVE]},
     )
-    shares.update_xaxes(type="log").update_yaxes(autorange="reversed")
+    shares.update_xaxes(type="log", dtick=1).update_yaxes(autorange="reversed")
     return (
         "<h2>What became of every event</h2>"
         f"<div class='two'><div class='card'>{_html(over_time)}</div><div class='card'>{_html(shares)}</div></div>"

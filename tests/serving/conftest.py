@@ -49,9 +49,10 @@ class Publisher:
         self.touched |= users.keys()
         self.bias = self.bias if bias is None else bias
 
-    def drop(self, user: str) -> None:
+    def lose(self, user: str) -> None:
+        """As if the store had never seen this user; what a restore from an older checkpoint does."""
         del self.users[user]
-        self.touched.add(user)
+        self.touched.discard(user)
 
     def ids(self, users: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         return self.model.encode(pa.record_batch({"user_id": pa.array(users, pa.string())})).ids[:, 0]
@@ -61,7 +62,6 @@ class Publisher:
         version = Version(self.incarnation, self.n)
         full = full or self.acked is None
         sent = list(self.users) if full else sorted(self.touched & self.users.keys())
-        gone = [] if full else sorted(self.touched - self.users.keys())
         width = len(self.spec.labels)
         weights = np.repeat(
             np.array([[self.users[u]] for u in sent], np.float32).reshape(-1, 1), width, axis=1
@@ -72,9 +72,9 @@ class Publisher:
             version=version,
             base=None if full else self.acked,
             tables={
-                "linear": TableDelta(self.ids(sent), weights, self.ids(gone)),
+                "linear": TableDelta(self.ids(sent), weights, self.ids([])),
                 # What only checks read travels too; serving leaves it out.
-                "_count": TableDelta(self.ids(sent), np.ones((len(sent), 1), np.float32), self.ids(gone)),
+                "_count": TableDelta(self.ids(sent), np.ones((len(sent), 1), np.float32), self.ids([])),
             },
             dense=dense,
             marks={"examples": {0: Position(self.n, 0)}},

@@ -35,6 +35,7 @@ def process(publisher: Any, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_tells_its_address_serves_and_ends_with_zero(

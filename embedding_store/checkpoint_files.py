@@ -1,0 +1,155 @@
+"""A checkpoint on disk: a folder that appears whole, by one rename, with every file's checksum.
+
+``checkpoint-00000007/`` holds ``manifest.json`` (its own checksum in it; configuration, marks, sizes and
+CRC-32 of the other files), and for each table ``table-N.rows`` (row images as in memory: id uint64,
+epoch uint32, step uint32, weights and slots float32, padded to 16 bytes; little-endian) and
+``table-N.filter``, for each dense parameter ``dense-N`` (step uint64, value, slots). Rows carry their
+ids, from which their logical bucket follows, so a checkpoint can be dealt out to another number of shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from cuckooflow.embedding_store.durable import sync_folder
+from cuckooflow.errors import CheckpointDamaged
+
+FORMAT = 1
+#: The newest and the one before it.
+KEPT = 2
+PIECE_BYTES = 8 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+_NAME = re.compile(r"checkpoint-(\d{8,})")
+
+
+def checkpoints(data: Path) -> list[tuple[int, Path]]:
+    """(number, folder) of the checkpoints that were completed, ascending."""
+    found = []
+    for folder in data.iterdir() if data.is_dir() else ():
+        match = _NAME.fullmatch(folder.name)
+        if match and folder.is_dir():
+            found.append((int(match.group(1)), folder))
+    return sorted(found)
+
+
+class CheckpointWriter:
+    """Writes one checkpoint under a temporary name; :meth:`commit` gives it its own."""
+
+    def __init__(self, data: Path, number: int) -> None:
+        self._target = data / f"checkpoint-{number:08d}"
+        self._folder = data / f".checkpoint-{number:08d}.tmp"
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        self._files: dict[str, dict[str, int]] = {}
+
+    def write(self, name: str, pieces: Iterable[Bytes]) -> None:
+        """One file, piece by piece."""
+        size = crc = 0
+        with (self._folder / name).open("wb") as file:
+            for piece in pieces:
+                file.write(memoryview(piece))
+                crc = zlib.crc32(piece, crc)
+                size += piece.nbytes
+            file.flush()
+            os.fsync(file.fileno())
+        self._files[name] = {"bytes": size, "crc32": crc}
+
+    def commit(self, body: dict[str, Any]) -> str:
+        """Make the checkpoint durable and visible; its name."""
+        body = {**body, "format": FORMAT, "files": self._files}
+        text = json.dumps(body, sort_keys=True)
+        envelope = json.dumps({"crc32": zlib.crc32(text.encode()), "body": text})
+        with (self._folder / "manifest.json").open("w") as file:
+            file.write(envelope)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._folder)
+        self._folder.rename(self._target)
+        sync_folder(self._target.parent)
+        return self._target.name
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def prune(data: Path) -> None:
+    """Keep the newest checkpoints; remove older ones and what a killed process left half-written."""
+    for _, folder in checkpoints(data)[:-KEPT]:
+        shutil.rmtree(folder)
+    for folder in data.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that it is neither tried again nor counted among those kept."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    sync_folder(folder.parent)
+
+
+class CheckpointReader:
+    """Reads one checkpoint, checking what it reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.body = self._manifest()
+        self._files: dict[str, dict[str, int]] = self.body["files"]
+
+    def size(self, name: str) -> int:
+        """The bytes that a file must have."""
+        if name not in self._files:
+            raise self._damaged(f"{name} is not in the manifest")
+        return self._files[name]["bytes"]
+
+    def pieces(self, name: str, piece_bytes: int = PIECE_BYTES) -> Iterator[Bytes]:
+        """A file's content; the last step raises if the checksum is not the manifest's.
+
+        Raises:
+            CheckpointDamaged: the file is absent, too short, too long or has other bytes.
+        """
+        left, crc = self.size(name), 0
+        try:
+            with (self._folder / name).open("rb") as file:
+                while left:
+                    content = file.read(min(piece_bytes, left))
+                    if not content:
+                        raise self._damaged(f"{name} ends {left} bytes early")
+                    crc = zlib.crc32(content, crc)
+                    left -= len(content)
+                    yield np.frombuffer(content, np.uint8)
+                if file.read(1):
+                    raise self._damaged(f"{name} is longer than its manifest says")
+        except OSError as error:
+            raise self._damaged(f"{name} cannot be read: {error}") from error
+        if crc != self._files[name]["crc32"]:
+            raise self._damaged(f"{name} has another checksum than its manifest says")
+
+    def _manifest(self) -> dict[str, Any]:
+        try:
+            envelope = json.loads((self._folder / "manifest.json").read_text())
+            text = envelope["body"]
+            if zlib.crc32(text.encode()) != envelope["crc32"]:
+                raise self._damaged("manifest.json has another checksum than it says")
+            body = json.loads(text)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(f"manifest.json cannot be read: {error}") from error
+        if body.get("format") != FORMAT:
+            raise self._damaged(f"expected format {FORMAT}, received {body.get('format')}")
+        return cast(dict[str, Any], body)
+
+    def _damaged(self, why: str) -> CheckpointDamaged:
+        return CheckpointDamaged(f"checkpoint {self._folder} is damaged: {why}. Restore an older one.")

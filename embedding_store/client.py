@@ -1,0 +1,199 @@
+"""The store's verbs, answered by a store's process."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from cuckooflow.embedding_store.address import Address
+from cuckooflow.embedding_store.api import Delta, Floats, Ids, PushAnswer, StoreConfig, TablePush, Version
+from cuckooflow.embedding_store.config_json import config_from_json
+from cuckooflow.embedding_store.verbs import keyed, pack_push, pushed_answer, unkeyed, unpack_delta
+from cuckooflow.embedding_store.wire import SCHEMA, Array, descriptor, receive, send
+from cuckooflow.embedding_store.wire_errors import raise_if_error
+from cuckooflow.errors import StoreUnavailable
+from cuckooflow.logs.contract import LogRange, Position
+
+log = logging.getLogger(__name__)
+
+#: How long a call is tried again before StoreUnavailable: a killed store is back well within it.
+RETRY_S = 60.0
+BACKOFF_FIRST_S = 0.05
+BACKOFF_S_MAX = 2.0
+#: One attempt; a full delta of gigabytes has to fit.
+CALL_S_MAX = 300.0
+#: Bound of an answer's arrays.
+ANSWER_BYTES_MAX = 16 << 30
+
+
+class StoreClient:
+    """A store's process, with the answers and the named errors of the embedded form.
+
+    Thread-safe. A call whose connection fails is sent again, with growing pauses, for ``retry_s``; every
+    verb bears that: a push that was applied already is skipped, a delta that got lost comes again.
+
+    Args:
+        address: ``host:port``, or the path of the store's address file, which is read again at every
+            connection, since a restarted store may have another port.
+        retry_s: how long to try before :class:`~cuckooflow.errors.StoreUnavailable`.
+        call_s_max: how long one attempt may take.
+    """
+
+    def __init__(self, address: str | Path, retry_s: float = RETRY_S, call_s_max: float = CALL_S_MAX) -> None:
+        self._address = Address(address)
+        self._retry_s = retry_s
+        self._call_s_max = call_s_max
+        self._lock = threading.Lock()
+        self._connection: Any = None
+        self._config: StoreConfig | None = None
+        self._closed = threading.Event()
+
+    @property
+    def config(self) -> StoreConfig:
+        """The store's configuration; asked for once, since a store never changes it."""
+        if self._config is None:
+            self._config = config_from_json(self._call("config")[0]["config"])
+        return self._config
+
+    def incarnation(self) -> str:
+        """Changes with every creation and every restore."""
+        return str(self._call("incarnation")[0]["incarnation"])
+
+    def open_log(self, log: str, incarnation: str, starts: Mapping[int, Position]) -> None:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.open_log`."""
+        shown = {str(partition): [int(start[0]), int(start[1])] for partition, start in starts.items()}
+        self._call("open_log", {"log": log, "incarnation": incarnation, "starts": shown})
+
+    def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.lookup`."""
+        return unkeyed("rows", self._call("lookup", {}, keyed("ids", ids))[1])
+
+    def dense(self) -> dict[str, Floats]:
+        """All dense parameters."""
+        return unkeyed("dense", self._call("dense")[1])
+
+    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Rows and all dense parameters, of one moment."""
+        arrays = self._call("pull", {}, keyed("ids", ids))[1]
+        return unkeyed("rows", arrays), unkeyed("dense", arrays)
+
+    def push(
+        self,
+        range_: LogRange,
+        tables: Mapping[str, TablePush],
+        dense: Mapping[str, Floats],
+        event_time_us: int,
+    ) -> PushAnswer:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.push`."""
+        head, arrays = pack_push(range_, tables, dense, event_time_us)
+        return pushed_answer(self._call("push", head, arrays)[0])
+
+    def marks(self, log: str) -> dict[int, tuple[Position, ...]]:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.marks`."""
+        marks = self._call("marks", {"log": log})[0]["marks"]
+        return {int(partition): tuple(Position(*mark) for mark in of) for partition, of in marks.items()}
+
+    def log_incarnation(self, log: str) -> str | None:
+        """The incarnation that ``open_log`` recorded, or None."""
+        found = self._call("log_incarnation", {"log": log})[0]["incarnation"]
+        return None if found is None else str(found)
+
+    def delta(self, consumer: str, full: bool = False) -> Delta:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.delta`."""
+        return unpack_delta(*self._call("delta", {"consumer": consumer, "full": full}))
+
+    def ack(self, consumer: str, version: Version) -> None:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.ack`."""
+        self._call("ack", {"consumer": consumer, "version": [version[0], int(version[1])]})
+
+    def checkpoint(self) -> str:
+        """Write a checkpoint into the store's data folder; its name."""
+        return str(self._call("checkpoint")[0]["name"])
+
+    def stats(self) -> dict[str, object]:
+        """See :meth:`~cuckooflow.embedding_store.store.EmbeddedStore.stats`."""
+        stats: dict[str, object] = self._call("stats")[0]["stats"]
+        return stats
+
+    def close(self) -> None:
+        """Close the connection and end the waits of calls under way. Idempotent."""
+        self._closed.set()
+        self._disconnect(self._connection)
+
+    def _call(
+        self, verb: str, head: Mapping[str, Any] | None = None, arrays: Mapping[str, Array] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        deadline = time.monotonic() + self._retry_s
+        pause = BACKOFF_FIRST_S
+        while True:
+            if self._closed.is_set():
+                raise StoreUnavailable(
+                    f"this client of the store at {self._address} is closed. Make another."
+                )
+            connection = None
+            try:
+                connection = self._connect()
+                answer, answer_arrays = self._attempt(connection, verb, head or {}, arrays or {})
+            except (pa.ArrowException, OSError, StoreUnavailable) as error:
+                self._disconnect(connection)
+                if time.monotonic() + pause > deadline:
+                    raise StoreUnavailable(
+                        f"the store at {self._address} did not answer {verb!r} within {self._retry_s} s "
+                        f"({type(error).__name__}: {error}). See whether its process runs."
+                    ) from error
+                log.warning(
+                    "event=store_retry verb=%s address=%s error=%s", verb, self._address, type(error).__name__
+                )
+                self._closed.wait(pause)
+                pause = min(2 * pause, BACKOFF_S_MAX)
+                continue
+            raise_if_error(answer)
+            return answer, answer_arrays
+
+    def _attempt(
+        self, connection: Any, verb: str, head: Mapping[str, Any], arrays: Mapping[str, Array]
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        options = flight.FlightCallOptions(timeout=self._call_s_max)
+        writer, reader = connection.do_exchange(descriptor(verb), options)
+        with writer:
+            writer.begin(SCHEMA)
+            send(writer, head, arrays)
+            writer.done_writing()
+            return receive(reader, ANSWER_BYTES_MAX)
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._connection is None:
+                host, port = self._address.now()
+                self._connection = flight.FlightClient(flight.Location.for_grpc_tcp(host, port))
+            return self._connection
+
+    def _disconnect(self, connection: Any) -> None:
+        """Forget a connection that failed, unless another thread has replaced it already."""
+        with self._lock:
+            if connection is None or self._connection is not connection:
+                return
+            self._connection = None
+        try:
+            connection.close()
+        except (pa.ArrowException, OSError) as error:
+            log.debug("event=close_failed error=%s", error)
+
+
+def connect(address_or_path: str | Path, retry_s: float = RETRY_S) -> StoreClient:
+    """A client of the store at ``host:port``, or at what an address file says.
+
+    Connects with the first call.
+
+    Raises:
+        SpecError: it is neither a path nor ``host:port``.
+        InsecureListen: the host is not this machine.
+    """
+    return StoreClient(address_or_path, retry_s)

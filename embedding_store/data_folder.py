@@ -1,0 +1,97 @@
+"""A store's folder: its lock, its configuration, the logs it opened, its address and its checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import zlib
+from pathlib import Path
+from typing import IO, Any, cast
+
+from cuckooflow.embedding_store.api import StoreConfig
+from cuckooflow.embedding_store.config_json import config_from_json, config_to_json
+from cuckooflow.embedding_store.durable import write_durably
+from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, StoreLocked
+
+
+class DataFolder:
+    """Owned by one store at a time.
+
+    Raises:
+        StoreLocked: another store has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock: IO[bytes] | None = (path / "lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            self._lock = None
+            raise StoreLocked(
+                f"the store's folder {path} is in use by another store. Stop that one, or use another folder."
+            ) from error
+
+    def close(self) -> None:
+        """Release the folder. Idempotent."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def config(self) -> StoreConfig | None:
+        """The configuration of the store that lies here, or None."""
+        file = self.path / "store.json"
+        return config_from_json(file.read_text()) if file.exists() else None
+
+    def claim(self, config: StoreConfig) -> None:
+        """Record the configuration, or see that it is the recorded one.
+
+        Raises:
+            ConfigDiffers: the folder holds a store of another configuration.
+        """
+        here = self.config()
+        if here is None:
+            write_durably(self.path / "store.json", config_to_json(config).encode())
+        elif config_to_json(here) != config_to_json(config):
+            raise ConfigDiffers(
+                f"expected the configuration that the store in {self.path} was created with; these parts "
+                f"differ: {', '.join(_differences(here, config))}. Use the old configuration, or another folder."
+            )
+
+    def opened_logs(self) -> dict[str, Any]:
+        """What :meth:`record_logs` wrote; empty if nothing."""
+        file = self.path / "logs.json"
+        if not file.exists():
+            return {}
+        try:
+            envelope = json.loads(file.read_text())
+            if zlib.crc32(envelope["body"].encode()) != envelope["crc32"]:
+                raise ValueError("another checksum than it says")
+            return cast(dict[str, Any], json.loads(envelope["body"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointDamaged(
+                f"{file} is damaged ({error}): the start positions of the logs are lost. "
+                "Put a copy back, or train a new store from the start of the logs."
+            ) from error
+
+    def record_logs(self, opened: dict[str, Any]) -> None:
+        """Durably record the logs' incarnations and start positions."""
+        text = json.dumps(opened, sort_keys=True)
+        envelope = json.dumps({"crc32": zlib.crc32(text.encode()), "body": text})
+        write_durably(self.path / "logs.json", envelope.encode())
+
+
+def _differences(here: StoreConfig, given: StoreConfig) -> list[str]:
+    found = []
+    if here.buckets != given.buckets:
+        found.append(f"buckets ({here.buckets}, received {given.buckets})")
+    for kind, ours, theirs in (
+        ("table", {t.name: t for t in here.tables}, {t.name: t for t in given.tables}),
+        ("dense", {d.name: d for d in here.dense}, {d.name: d for d in given.dense}),
+    ):
+        for name in sorted({*ours, *theirs}):
+            if ours.get(name) != theirs.get(name):
+                found.append(f"{kind} {name} ({ours.get(name)}, received {theirs.get(name)})")
+    return found or ["the order of tables or dense parameters"]

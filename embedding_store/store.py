@@ -1,0 +1,313 @@
+"""The embedded store: a process's own tables, with the verbs of :class:`~cuckooflow.embedding_store.api.Store`."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuckooflow.embedding_store.api import (
+    Delta,
+    Floats,
+    Ids,
+    PushAnswer,
+    StoreConfig,
+    TableDelta,
+    TablePush,
+    Version,
+)
+from cuckooflow.embedding_store.checkpoint import read_newest, write_checkpoint
+from cuckooflow.embedding_store.config_json import check_config
+from cuckooflow.embedding_store.consumers import DeltaConsumers
+from cuckooflow.embedding_store.data_folder import DataFolder
+from cuckooflow.embedding_store.marks import Marks
+from cuckooflow.embedding_store.native_core import NativeCore
+from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
+from cuckooflow.logs.contract import LogRange, Position
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddedStore:
+    """A store in this process. Thread-safe; lookups run beside each other, pushes one at a time.
+
+    Args:
+        config: tables, dense parameters, logical buckets.
+        data: the folder for checkpoints and the logs' start positions; None keeps everything in memory.
+            A folder that holds a store already is refused: :func:`open_store` takes either.
+
+    Raises:
+        SpecError: the configuration is wrong.
+        StoreLocked: the folder is in use.
+        StoreError: the folder holds a store.
+
+    >>> import numpy as np
+    >>> from cuckooflow.embedding_store.api import StoreConfig, TableConfig, TablePush
+    >>> store = EmbeddedStore(StoreConfig((TableConfig("user", dim=2, init_stddev=0.0),)))
+    >>> store.open_log("examples", "made-once", {0: Position(0)})
+    >>> ids = np.array([7, 7], np.uint64)
+    >>> push = TablePush(ids, np.ones((2, 2), np.float32))
+    >>> first_message = LogRange("examples", "made-once", 0, Position(0), Position(1))
+    >>> store.push(first_message, {"user": push}, {}, event_time_us=0)
+    PushAnswer(applied=64, skipped=0)
+    >>> store.push(first_message, {"user": push}, {}, event_time_us=0)
+    PushAnswer(applied=0, skipped=64)
+    >>> bool((store.lookup({"user": ids})["user"] < 0).all())
+    True
+    """
+
+    def __init__(self, config: StoreConfig, data: Path | None = None) -> None:
+        check_config(config)
+        folder = None if data is None else DataFolder(Path(data))
+        try:
+            if folder is not None:
+                if folder.config() is not None:
+                    raise StoreError(f"{folder.path} holds a store already. Open it with open_store.")
+                folder.claim(config)
+            self._begin(config, folder, NativeCore.of(config), Marks(config.buckets), {})
+        except BaseException:
+            if folder is not None:
+                folder.close()
+            raise
+
+    @classmethod
+    def restore(cls, data: Path) -> EmbeddedStore:
+        """The store that lies in a folder, from its newest whole checkpoint, in a new incarnation.
+
+        Without any checkpoint it is empty and its marks are at the logs' start positions.
+
+        Raises:
+            CheckpointNotFound: the folder holds no store.
+            CheckpointDamaged: there are checkpoints, but none is whole.
+            StoreLocked: the folder is in use.
+        """
+        if not (Path(data) / "store.json").exists():
+            raise CheckpointNotFound(
+                f"{data} holds no store. Create one with open_store, or correct the path."
+            )
+        folder = DataFolder(Path(data))
+        try:
+            config = folder.config()
+            assert config is not None
+            found = read_newest(folder.path, config)
+            core, marks, body = found or (NativeCore.of(config), Marks(config.buckets), {})
+            marks.restore_opened(folder.opened_logs())
+            store = cls.__new__(cls)
+            store._begin(config, folder, core, marks, body)
+        except BaseException:
+            folder.close()
+            raise
+        log.info(
+            "event=store_restored data=%s incarnation=%s checkpoint=%s",
+            data,
+            store.incarnation(),
+            "none" if found is None else "found",
+        )
+        return store
+
+    def _begin(
+        self,
+        config: StoreConfig,
+        folder: DataFolder | None,
+        core: NativeCore,
+        marks: Marks,
+        body: dict[str, Any],
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._core = core
+        self._marks = marks
+        self._consumers = DeltaConsumers()
+        self._incarnation = secrets.token_hex(8)
+        self._event_time_us: int | None = body.get("event_time_us")
+        self._pushes_applied: int = body.get("pushes_applied", 0)
+        self._changes = 0
+        self._changes_in_checkpoint = 0 if body else -1
+        # Pushes, marks and consumers; lookups take the core's own lock only.
+        self._lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def config(self) -> StoreConfig:
+        """As it was created."""
+        return self._config
+
+    def incarnation(self) -> str:
+        """Changes with every creation and every restore."""
+        return self._incarnation
+
+    def open_log(self, log: str, incarnation: str, starts: Mapping[int, Position]) -> None:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.open_log`."""
+        with self._lock:
+            missing = self._marks.missing(log, incarnation, starts)
+            if not missing and self._marks.incarnation(log) is not None:
+                return
+            if self._folder is not None:
+                # On disk before in memory: a push can only be accepted where a restart knows the log.
+                recorded = Marks(self._config.buckets)
+                recorded.restore_opened(self._marks.opened())
+                recorded.open(log, incarnation, missing)
+                self._folder.record_logs(recorded.opened())
+            self._marks.open(log, incarnation, missing)
+
+    def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
+        """Table name -> (n, dim) float32 weights for its (n,) uint64 ids.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        return self._core.lookup(ids)[0]
+
+    def dense(self) -> dict[str, Floats]:
+        """All dense parameters."""
+        return self._core.lookup({}, with_dense=True)[1]
+
+    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Rows and all dense parameters, of one moment."""
+        rows, dense, _ = self._core.lookup(ids, with_dense=True)
+        return rows, dense
+
+    def push(
+        self,
+        range_: LogRange,
+        tables: Mapping[str, TablePush],
+        dense: Mapping[str, Floats],
+        event_time_us: int,
+    ) -> PushAnswer:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.push`."""
+        prepared = self._core.prepare(tables, dense)
+        with self._lock:
+            mask = self._marks.plan(range_)
+            applied = int(np.count_nonzero(mask))
+            if applied:
+                if tables or dense:
+                    prepared.apply(self._core.raw, mask)
+                self._marks.advance(range_, mask)
+                self._event_time_us = max(event_time_us, self._event_time_us or event_time_us)
+                self._pushes_applied += 1
+                self._changes += 1
+        return PushAnswer(applied, self._config.buckets - applied)
+
+    def marks(self, log: str) -> dict[int, tuple[Position, ...]]:
+        """Partition -> the distinct marks over the buckets, ascending. Empty for an unopened log."""
+        with self._lock:
+            return self._marks.distinct(log)
+
+    def log_incarnation(self, log: str) -> str | None:
+        """The incarnation that ``open_log`` recorded, or None."""
+        with self._lock:
+            return self._marks.incarnation(log)
+
+    def delta(self, consumer: str, full: bool = False) -> Delta:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.delta`. Lookups go on, pushes wait meanwhile."""
+        with self._lock:
+            base = self._consumers.base(consumer, full)
+            tables, dense, version = self._core.raw.collect(base or 0, base is None)
+            self._consumers.given(consumer, version)
+            marks = self._marks.lowest()
+        gone = np.empty(0, np.uint64)
+        return Delta(
+            version=Version(self._incarnation, version),
+            base=None if base is None else Version(self._incarnation, base),
+            tables={
+                table.name: TableDelta(ids, weights, gone)
+                for table, (ids, weights) in zip(self._config.tables, tables, strict=True)
+            },
+            dense=self._core.shaped(dense),
+            marks=marks,
+        )
+
+    def ack(self, consumer: str, version: Version) -> None:
+        """The consumer has that delta safely; the next one stands on it.
+
+        Raises:
+            WrongIncarnation: the version is of another incarnation of the store.
+            UnknownVersion: no such version was given to this consumer.
+        """
+        version = Version(*version)
+        if version.incarnation != self._incarnation:
+            raise WrongIncarnation(
+                f"expected a version of incarnation {self._incarnation!r}, received {version.incarnation!r}: "
+                "the store was restored since. Ask for a full delta."
+            )
+        with self._lock:
+            self._consumers.ack(consumer, version.n)
+            self._core.raw.forget_touched(self._consumers.floor())
+
+    def checkpoint(self) -> str:
+        """Write a checkpoint into the data folder; its name. Pushes go on while it is written.
+
+        Raises:
+            StoreError: the store has no folder, or is closed.
+        """
+        with self._checkpoint_lock:
+            if self._folder is None or self._closed:
+                raise StoreError(
+                    "expected an open store with a data folder; this one has none. Nothing was written."
+                )
+            changes = 0
+
+            def begin_cut() -> dict[str, Any]:
+                nonlocal changes
+                with self._lock:
+                    self._core.raw.begin_cut()
+                    changes = self._changes
+                    return {
+                        "marks": self._marks.dump(),
+                        "incarnation": self._incarnation,
+                        "event_time_us": self._event_time_us,
+                        "pushes_applied": self._pushes_applied,
+                    }
+
+            name = write_checkpoint(self._folder.path, self._config, self._core, begin_cut)
+            self._changes_in_checkpoint = changes
+            return name
+
+    def changed_since_checkpoint(self) -> bool:
+        """Whether a push was applied that the newest checkpoint does not hold, or there is none."""
+        return self._changes != self._changes_in_checkpoint
+
+    def stats(self) -> dict[str, object]:
+        """``incarnation``, ``pushes_applied``, ``event_time_us``, ``tables``: name -> rows, bytes, load_factor,
+        index_segments, not_admitted (pushed ids that were not admitted yet), journal_entries."""
+        with self._lock:
+            return {
+                "incarnation": self._incarnation,
+                "pushes_applied": self._pushes_applied,
+                "event_time_us": self._event_time_us,
+                "tables": self._core.stats(),
+            }
+
+    def close(self) -> None:
+        """Release the data folder, without a checkpoint. Idempotent."""
+        with self._checkpoint_lock:
+            self._closed = True
+            if self._folder is not None:
+                self._folder.close()
+
+
+def open_store(config: StoreConfig, data: Path) -> EmbeddedStore:
+    """The store that lies in ``data``, restored, or a new one where there is none.
+
+    Raises:
+        ConfigDiffers: the folder holds a store of another configuration.
+        CheckpointDamaged: there are checkpoints, but none is whole.
+        StoreLocked: the folder is in use.
+        SpecError: the configuration is wrong.
+    """
+    check_config(config)
+    data = Path(data)
+    if not (data / "store.json").exists():
+        return EmbeddedStore(config, data)
+    folder = DataFolder(data)
+    try:
+        folder.claim(config)
+    finally:
+        folder.close()
+    return EmbeddedStore.restore(data)

@@ -1,0 +1,196 @@
+"""The store's verbs over the wire, both sides of each: what a call carries and what its answer does.
+
+An array's name is a path of its parts, so any table name will do: ``["ids", "user"]`` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cuckooflow.embedding_store.api import (
+    Delta,
+    Floats,
+    Ids,
+    PushAnswer,
+    Store,
+    TableDelta,
+    TablePush,
+    Version,
+)
+from cuckooflow.embedding_store.config_json import config_to_json
+from cuckooflow.embedding_store.wire import Array
+from cuckooflow.errors import StoreError
+from cuckooflow.logs.contract import LogRange, Position
+
+Message = tuple[dict[str, Any], dict[str, Array]]
+
+
+def key(*parts: str) -> str:
+    """An array's name."""
+    return json.dumps(parts, separators=(",", ":"))
+
+
+def keyed(kind: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays by table or parameter, named for the wire."""
+    return {key(kind, name): array for name, array in arrays.items()}
+
+
+def unkeyed(kind: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of a message's arrays that :func:`keyed` named so."""
+    named = {tuple(json.loads(name)): array for name, array in arrays.items()}
+    return {parts[1]: array for parts, array in named.items() if parts[0] == kind}
+
+
+def pack_push(
+    range_: LogRange, tables: Mapping[str, TablePush], dense: Mapping[str, Floats], event_time_us: int
+) -> Message:
+    """A push as a message."""
+    head = {
+        "log": range_.log,
+        "incarnation": range_.incarnation,
+        "partition": int(range_.partition),
+        "first": _pair(range_.first),
+        "last": _pair(range_.last),
+        "event_time_us": int(event_time_us),
+    }
+    arrays = {
+        **keyed("ids", {name: push.ids for name, push in tables.items()}),
+        **keyed("gradients", {name: push.gradients for name, push in tables.items()}),
+        **keyed("counts", {name: push.counts for name, push in tables.items() if push.counts is not None}),
+        **keyed("dense", dense),
+    }
+    return head, arrays
+
+
+def unpack_push(
+    head: dict[str, Any], arrays: dict[str, Array]
+) -> tuple[LogRange, dict[str, TablePush], dict[str, Floats], int]:
+    """What :func:`pack_push` packed."""
+    range_ = LogRange(
+        head["log"], head["incarnation"], head["partition"], Position(*head["first"]), Position(*head["last"])
+    )
+    gradients, counts = unkeyed("gradients", arrays), unkeyed("counts", arrays)
+    tables = {
+        name: TablePush(ids, gradients[name], counts.get(name))
+        for name, ids in unkeyed("ids", arrays).items()
+    }
+    return range_, tables, unkeyed("dense", arrays), head["event_time_us"]
+
+
+def pack_delta(delta: Delta) -> Message:
+    """A delta as a message."""
+    head = {
+        "version": list(delta.version),
+        "base": None if delta.base is None else list(delta.base),
+        "marks": pack_marks(delta.marks),
+    }
+    arrays = {
+        **keyed("ids", {name: table.ids for name, table in delta.tables.items()}),
+        **keyed("weights", {name: table.weights for name, table in delta.tables.items()}),
+        **keyed("tombstones", {name: table.tombstones for name, table in delta.tables.items()}),
+        **keyed("dense", delta.dense),
+    }
+    return head, arrays
+
+
+def unpack_delta(head: dict[str, Any], arrays: dict[str, Array]) -> Delta:
+    """What :func:`pack_delta` packed."""
+    weights, tombstones = unkeyed("weights", arrays), unkeyed("tombstones", arrays)
+    return Delta(
+        version=Version(*head["version"]),
+        base=None if head["base"] is None else Version(*head["base"]),
+        tables={
+            name: TableDelta(ids, weights[name], tombstones[name])
+            for name, ids in unkeyed("ids", arrays).items()
+        },
+        dense=unkeyed("dense", arrays),
+        marks={
+            log: {int(partition): Position(*mark) for partition, mark in marks.items()}
+            for log, marks in head["marks"].items()
+        },
+    )
+
+
+def pack_marks(marks: Mapping[str, Mapping[int, Position]]) -> dict[str, dict[str, list[int]]]:
+    """Log -> partition -> mark, for JSON."""
+    return {
+        log: {str(partition): _pair(mark) for partition, mark in of_log.items()}
+        for log, of_log in marks.items()
+    }
+
+
+def _pair(position: Position) -> list[int]:
+    return [int(position[0]), int(position[1])]
+
+
+def _ids(arrays: dict[str, Array]) -> dict[str, Ids]:
+    return unkeyed("ids", arrays)
+
+
+def _pull(store: Store, _: dict[str, Any], arrays: dict[str, Array]) -> Message:
+    rows, dense = store.pull(_ids(arrays))
+    return {}, {**keyed("rows", rows), **keyed("dense", dense)}
+
+
+def _push(store: Store, head: dict[str, Any], arrays: dict[str, Array]) -> Message:
+    return {"answer": list(store.push(*unpack_push(head, arrays)))}, {}
+
+
+def _open_log(store: Store, head: dict[str, Any], _: dict[str, Array]) -> Message:
+    starts = {int(partition): Position(*start) for partition, start in head["starts"].items()}
+    store.open_log(head["log"], head["incarnation"], starts)
+    return {}, {}
+
+
+def _marks(store: Store, head: dict[str, Any], _: dict[str, Array]) -> Message:
+    marks = store.marks(head["log"])
+    return {"marks": {str(partition): [_pair(mark) for mark in of] for partition, of in marks.items()}}, {}
+
+
+def _ack(store: Store, head: dict[str, Any], _: dict[str, Array]) -> Message:
+    store.ack(head["consumer"], Version(*head["version"]))
+    return {}, {}
+
+
+def _answer(name: str, call: Callable[[Store, dict[str, Any]], Any]) -> Callable[..., Message]:
+    return lambda store, head, _: ({name: call(store, head)}, {})
+
+
+_VERBS: dict[str, Callable[[Store, dict[str, Any], dict[str, Array]], Message]] = {
+    "config": _answer("config", lambda store, _: config_to_json(store.config)),
+    "incarnation": _answer("incarnation", lambda store, _: store.incarnation()),
+    "open_log": _open_log,
+    "lookup": lambda store, _, arrays: ({}, keyed("rows", store.lookup(_ids(arrays)))),
+    "dense": lambda store, _, __: ({}, keyed("dense", store.dense())),
+    "pull": _pull,
+    "push": _push,
+    "marks": _marks,
+    "log_incarnation": _answer("incarnation", lambda store, head: store.log_incarnation(head["log"])),
+    "delta": lambda store, head, _: pack_delta(store.delta(head["consumer"], head["full"])),
+    "ack": _ack,
+    "checkpoint": _answer("name", lambda store, _: store.checkpoint()),
+    "stats": _answer("stats", lambda store, _: store.stats()),
+}
+
+
+def perform(store: Store, verb: str, head: dict[str, Any], arrays: dict[str, Array]) -> Message:
+    """Do what a call asks of the store; its answer.
+
+    Raises:
+        StoreError: the verb is unknown, the message lacks a part, or what the verb itself raises.
+    """
+    if verb not in _VERBS:
+        raise StoreError(f"expected one of the verbs {sorted(_VERBS)}, received {verb!r}")
+    try:
+        return _VERBS[verb](store, head, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"expected a whole {verb!r} message, received one that cannot be used ({type(error).__name__}: {error})"
+        ) from error
+
+
+def pushed_answer(head: dict[str, Any]) -> PushAnswer:
+    """The answer to a push."""
+    return PushAnswer(*head["answer"])

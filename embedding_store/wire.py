@@ -1,0 +1,109 @@
+"""A call, and its answer, on the wire: a JSON head and named arrays, as one Flight exchange.
+
+Every record batch carries a piece of one array as raw little-endian bytes, so arrays of any dtype share
+one stream and one schema. The head says name, dtype and shape of each array in advance; the receiver
+checks the declared sizes against its bound before it reserves any memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from cuckooflow.errors import LimitExceeded, StoreError
+
+SCHEMA = pa.schema([pa.field("bytes", pa.uint8(), nullable=False)])
+#: An array is sent in pieces of this size: it bounds what gRPC holds at once.
+PIECE_BYTES = 8 << 20
+HEAD_BYTES_MAX = 4 << 20
+
+Array = npt.NDArray[Any]
+_DTYPES = {"uint64": np.uint64, "uint32": np.uint32, "float32": np.float32}
+
+
+def send(writer: Any, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write a head and its arrays; ``writer`` is a Flight stream writer that has begun with :data:`SCHEMA`."""
+    declared = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
+    writer.write_metadata(json.dumps({**head, "arrays": declared}, separators=(",", ":")).encode())
+    for array in arrays.values():
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, len(flat), PIECE_BYTES):
+            piece = pa.array(flat[start : start + PIECE_BYTES])
+            writer.write_batch(pa.RecordBatch.from_arrays([piece], schema=SCHEMA))
+
+
+def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read what :func:`send` wrote.
+
+    Raises:
+        LimitExceeded: the arrays are declared to be larger than ``bytes_max``.
+        StoreError: the stream is not of this form.
+    """
+    head = _head(reader)
+    arrays: dict[str, Array] = {}
+    sizes = [(name, _DTYPES[dtype], tuple(shape)) for name, dtype, shape in head.pop("arrays")]
+    total = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in sizes)
+    if total > bytes_max:
+        raise LimitExceeded(
+            f"expected at most {bytes_max} bytes of arrays in one message, received {total}. Send less at once."
+        )
+    for name, dtype, shape in sizes:
+        array = np.empty(shape, dtype)
+        flat = array.reshape(-1).view(np.uint8)
+        at = 0
+        while at < len(flat):
+            piece = _piece(reader, name)
+            if at + len(piece) > len(flat):
+                raise _malformed(f"array {name!r} is longer than declared")
+            flat[at : at + len(piece)] = piece
+            at += len(piece)
+        arrays[name] = array
+    return head, arrays
+
+
+def _head(reader: Any) -> dict[str, Any]:
+    try:
+        metadata = reader.read_chunk().app_metadata
+    except StopIteration:
+        raise _malformed("it ended before its head") from None
+    if metadata is None or metadata.size > HEAD_BYTES_MAX:
+        raise _malformed("its head is absent or too long")
+    try:
+        head = json.loads(metadata.to_pybytes())
+        for name, dtype, shape in head["arrays"]:
+            sound = (
+                isinstance(name, str)
+                and dtype in _DTYPES
+                and all(isinstance(n, int) and n >= 0 for n in shape)
+            )
+            if not sound:
+                raise ValueError(f"array {name!r} of {dtype} {shape}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _malformed(f"its head cannot be read: {error}") from error
+    return cast(dict[str, Any], head)
+
+
+def _piece(reader: Any, name: str) -> npt.NDArray[np.uint8]:
+    try:
+        batch = reader.read_chunk().data
+    except StopIteration:
+        raise _malformed(f"it ended within array {name!r}") from None
+    if batch is None or batch.num_rows == 0:
+        raise _malformed(f"a piece of array {name!r} is empty")
+    return cast(npt.NDArray[np.uint8], batch.column(0).to_numpy())
+
+
+def _malformed(why: str) -> StoreError:
+    return StoreError(f"expected a message of the store's protocol, received another: {why}.")
+
+
+def descriptor(verb: str) -> Any:
+    """What a Flight exchange names its verb by."""
+    return flight.FlightDescriptor.for_command(verb.encode())

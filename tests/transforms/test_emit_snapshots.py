@@ -1,0 +1,219 @@
+"""Snapshots as the trainer's side output: when they are made, full or not, and each timer alone."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.test_stream import TestStream as Stream
+from apache_beam.testing.util import assert_that, equal_to
+
+from cuckooflow.embedding_store.api import Store, TablePush
+from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.errors import StoreUnavailable, WrongIncarnation
+from cuckooflow.logs.contract import LogRange, Position
+from cuckooflow.models.features import FeatureSpec
+from cuckooflow.models.progressive import LabelMetrics
+from cuckooflow.models.registry import build_model, store_config
+from cuckooflow.models.snapshots import list_manifests, read_snapshot, request_full
+from cuckooflow.models.spec import ModelSpec
+from cuckooflow.transforms import emit_snapshots
+from cuckooflow.transforms.emit_snapshots import EmitSnapshots
+from cuckooflow.transforms.shared_stores import share_store, unshare_store
+from cuckooflow.transforms.snapshot_publisher import SnapshotOptions, SnapshotPublisher
+from cuckooflow.transforms.training_output import Tick
+
+SECOND = 1_000_000
+FEATURES = (FeatureSpec(name="user"),)
+MODEL = ModelSpec(kind="lr", labels=("like",))
+Shared = tuple[Store, Callable[[], Store]]
+
+
+@pytest.fixture
+def shared() -> Iterator[Shared]:
+    store = EmbeddedStore(store_config(build_model(MODEL, FEATURES), buckets=4), None)
+    store.open_log("examples", "made", {0: Position(0)})
+    name = uuid.uuid4().hex
+    yield store, share_store(name, store)
+    unshare_store(name)
+    store.close()
+
+
+def options(folder: Path, **given: Any) -> SnapshotOptions:
+    return SnapshotOptions(folder, "films", MODEL, FEATURES, **{"interval_us": 10 * SECOND, **given})
+
+
+def tick(polled_s: int, rows: int = 1, **given: Any) -> Tick:
+    return Tick(
+        **{
+            "log": "examples",
+            "partition": 0,
+            "first": Position(polled_s),
+            "polled_us": polled_s * SECOND,
+            "event_time_us": polled_s * SECOND - 5,
+            "rows": rows,
+            "rate": 1.0,
+            "arrivals_us": (),
+            **given,
+        }
+    )
+
+
+def push(store: Store, ids: list[int]) -> None:
+    mark = store.marks("examples")[0][0]
+    range_ = LogRange("examples", "made", 0, mark, Position(mark.offset + 1))
+    gradients = np.ones((len(ids), 1), np.float32)
+    store.push(range_, {"linear": TablePush(np.array(ids, np.uint64), gradients)}, {}, 0)
+
+
+def test_first_full_then_deltas_at_the_interval(tmp_path: Path, shared: Shared) -> None:
+    store = shared[0]
+    publisher = SnapshotPublisher(store, options(tmp_path))
+    push(store, [1, 2])
+    first = publisher.tick(tick(0))
+    assert first is not None and first.kind == "full"
+    push(store, [3])
+    assert publisher.tick(tick(9)) is None
+    second = publisher.tick(tick(10, rows=0))
+    assert second is not None and second.kind == "delta" and second.base == first.version
+    assert read_snapshot(tmp_path, second).tables["linear"].ids.tolist() == [3]
+    assert publisher.tick(tick(60, rows=0)) is None  # nothing new
+    assert [m.sequence for m in list_manifests(tmp_path)] == [first.sequence, second.sequence]
+
+
+def test_full_ones_come_on_schedule_and_on_request(tmp_path: Path, shared: Shared) -> None:
+    publisher = SnapshotPublisher(shared[0], options(tmp_path, full_interval_us=100 * SECOND))
+    kinds = []
+    for at in (0, 20, 100, 120):
+        push(shared[0], [at])
+        manifest = publisher.tick(tick(at))
+        kinds.append(manifest.kind if manifest else None)
+    assert kinds == ["full", "delta", "full", "delta"]
+    request_full(tmp_path, "a reader lost its way")
+    manifest = publisher.tick(tick(140, rows=0))
+    assert manifest is not None and manifest.kind == "full"
+
+
+def test_a_new_publisher_goes_on_from_the_folder(tmp_path: Path, shared: Shared) -> None:
+    push(shared[0], [1])
+    SnapshotPublisher(shared[0], options(tmp_path)).tick(tick(0))
+    push(shared[0], [2])
+    again = SnapshotPublisher(shared[0], options(tmp_path)).tick(tick(50))
+    assert again is not None and again.kind == "delta"
+
+
+def test_a_restored_store_has_no_base_so_the_next_is_full(tmp_path: Path) -> None:
+    config = store_config(build_model(MODEL, FEATURES), buckets=4)
+    before = EmbeddedStore(config, None)
+    SnapshotPublisher(before, options(tmp_path)).tick(tick(0))
+    after = EmbeddedStore(config, None)
+    manifest = SnapshotPublisher(after, options(tmp_path)).tick(tick(50))
+    assert manifest is not None and manifest.kind == "full"
+    before.close()
+    after.close()
+
+
+class Failing:
+    """Passes everything on, but for one verb that fails once."""
+
+    def __init__(self, store: Store, verb: str, error: Exception) -> None:
+        self._store, self._verb, self._error = store, verb, error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._verb and self._error is not None:
+            error, self._error = self._error, None  # type: ignore[assignment]
+
+            def fail(*_: object) -> None:
+                raise error
+
+            return fail
+        return getattr(self._store, name)
+
+
+def test_a_store_that_is_gone_costs_one_interval(tmp_path: Path, shared: Shared) -> None:
+    store: Any = Failing(shared[0], "delta", StoreUnavailable("gone"))
+    publisher = SnapshotPublisher(store, options(tmp_path))
+    push(shared[0], [1])
+    assert publisher.tick(tick(0)) is None
+    assert publisher.tick(tick(9)) is None
+    assert publisher.waiting
+    manifest = publisher.tick(tick(10))
+    assert manifest is not None
+
+
+def test_an_ack_that_fails_loses_nothing(tmp_path: Path, shared: Shared) -> None:
+    store: Any = Failing(shared[0], "ack", WrongIncarnation("restored"))
+    publisher = SnapshotPublisher(store, options(tmp_path))
+    push(shared[0], [1])
+    assert publisher.tick(tick(0)) is not None
+    push(shared[0], [2])
+    manifest = publisher.tick(tick(10))
+    assert manifest is not None and manifest.kind == "full"
+    assert sorted(read_snapshot(tmp_path, manifest).tables["linear"].ids.tolist()) == [1, 2]
+
+
+def test_the_manifest_says_what_a_scorer_needs(tmp_path: Path, shared: Shared) -> None:
+    figures = LabelMetrics()
+    figures.add(np.array([0.2, 0.8]), np.array([0, 1]))
+    publisher = SnapshotPublisher(
+        shared[0], options(tmp_path, correction="log_odds", columns={"user": "string"})
+    )
+    push(shared[0], [1])
+    manifest = publisher.tick(
+        tick(7, rate=0.25, arrivals_us=tuple(range(3000)), metrics=({"label": "like", **figures.to_json()},))
+    )
+    assert manifest is not None
+    assert (manifest.name, manifest.sampling_rate, manifest.correction) == ("films", 0.25, "log_odds")
+    assert ModelSpec.model_validate(manifest.model) == MODEL
+    assert [FeatureSpec.model_validate(f) for f in manifest.features] == list(FEATURES)
+    assert (manifest.event_time_us, manifest.columns) == (7 * SECOND - 5, {"user": "string"})
+    assert len(manifest.arrivals_us) <= 256 and manifest.arrivals_us[-1] > 2900
+    assert manifest.metrics["like/auc"] == 1.0 and manifest.metrics["like/rows"] == 2.0
+    assert manifest.marks["examples"][0] == Position(1)
+
+
+def streaming() -> beam.Pipeline:
+    # TestStream drives processing time only on this runner.
+    return beam.Pipeline(runner=BundleBasedDirectRunner(), options=PipelineOptions(["--streaming"]))
+
+
+def test_manifests_come_out_of_the_pipeline(tmp_path: Path, shared: Shared) -> None:
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        manifests = (
+            pipeline
+            | beam.Create([tick(0), tick(5), tick(20), tick(21)])
+            | EmitSnapshots(shared[1], options(tmp_path))
+        )
+        assert_that(manifests | beam.Map(lambda m: m.kind), equal_to(["full", "delta", "delta"]))
+    assert not emit_snapshots._registry
+
+
+def test_only_the_processing_time_timer_publishes_while_ticks_pause(tmp_path: Path, shared: Shared) -> None:
+    stream = Stream().add_elements([tick(0)]).add_elements([tick(1)]).advance_processing_time(1 << 33)
+    stream.add_elements([tick(2)]).advance_watermark_to_infinity()
+    with streaming() as pipeline:
+        pipeline | stream | EmitSnapshots(shared[1], options(tmp_path))
+    # At once, at the pause, at the end.
+    assert [m.kind for m in list_manifests(tmp_path)] == ["full", "delta", "delta"]
+
+
+def test_only_the_event_time_timer_publishes_the_rest_at_the_end(tmp_path: Path, shared: Shared) -> None:
+    stream = Stream().add_elements([tick(0)]).add_elements([tick(1)]).advance_watermark_to_infinity()
+    with streaming() as pipeline:
+        pipeline | stream | EmitSnapshots(shared[1], options(tmp_path))
+    # Processing time never moved, so no other timer can have fired.
+    assert [m.kind for m in list_manifests(tmp_path)] == ["full", "delta"]
+
+
+def test_no_ticks_no_snapshots(tmp_path: Path, shared: Shared) -> None:
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        assert_that(pipeline | beam.Create([]) | EmitSnapshots(shared[1], options(tmp_path)), equal_to([]))
+    assert list_manifests(tmp_path) == []
