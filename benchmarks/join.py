@@ -11,11 +11,13 @@ Prints one JSON line last.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import resource
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -83,7 +85,12 @@ def tables(impressions: int, seed: int) -> tuple[pa.Table, pa.Table]:
     times = base + np.arange(impressions) * STEP_US + rng.integers(0, SKEW_US, impressions)
     requests, items = np.arange(impressions) // 5, np.arange(impressions) * 7919 % 1_000_003
     users = pa.array(np.char.add("user-", (requests % 100_000).astype(str)))
-    context = pa.array(np.char.mod("surface=home;position=%03d;experiment=control-bucket-17;", items % 1_000))
+    context = pa.array(
+        np.char.mod(
+            "surface=home;position=%03d;experiment=control-bucket-17;device=phone;app=4.17.2;locale=en_GB;network=wifi;",
+            items % 1_000,
+        )
+    )
     offsets = pa.array(np.arange(impressions + 1, dtype=np.int32) * 5)
     tags = pa.ListArray.from_arrays(offsets, pa.array(rng.integers(0, 500, impressions * 5)))
     columns = [requests, items, users, context, tags, rng.random(impressions) * 60]
@@ -129,7 +136,9 @@ def polls(shown: pa.Table, acted: pa.Table) -> list[tuple[int, pa.RecordBatch]]:
     elements: list[tuple[int, pa.RecordBatch]] = []
     starts, chain = [0, 0], 0
     while starts[0] < len(times[0]) or starts[1] < len(times[1]):
-        ends = [min(starts[0] + int(POLL_ROWS * len(times[0]) / (len(times[0]) + len(times[1]))), len(times[0]))]
+        ends = [
+            min(starts[0] + int(POLL_ROWS * len(times[0]) / (len(times[0]) + len(times[1]))), len(times[0]))
+        ]
         last = ends[0] == len(times[0])
         ahead = len(times[1]) if last else int(np.searchsorted(marks[1], marks[0][ends[0] - 1]))
         ends.append(max(starts[1], ahead))
@@ -266,7 +275,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="300 thousand impressions, for a check")
     parser.add_argument("--impressions", type=int)
     parser.add_argument("--seed", type=int, default=1)
@@ -277,7 +288,9 @@ def main() -> None:
     elements = polls(shown, acted)
     events = len(shown) + len(acted)
     row_bytes = shown.nbytes / len(shown)
-    print(f"{len(shown):,} impressions of {row_bytes:.0f} bytes, {len(acted):,} actions, {len(elements)} elements")
+    print(
+        f"{len(shown):,} impressions of {row_bytes:.0f} bytes, {len(acted):,} actions, {len(elements)} elements"
+    )
     core_s, counts = timed(lambda: run_core(elements))
     print(f"core: {events / core_s:,.0f} events/s; {counts}")
     beam_s, examples = timed(lambda: run_beam(elements))
@@ -287,7 +300,9 @@ def main() -> None:
     few_shown, few_acted = tables(n, args.seed)
     per_key_s, plain = timed(lambda: run_per_key(few_shown, few_acted))
     per_key = (len(few_shown) + len(few_acted)) / per_key_s
-    print(f"per-key DoFn: {per_key:,.0f} events/s over {len(few_shown) + len(few_acted):,}; {plain:,} examples")
+    print(
+        f"per-key DoFn: {per_key:,.0f} events/s over {len(few_shown) + len(few_acted):,}; {plain:,} examples"
+    )
     answer = {
         "impressions": impressions,
         "row_bytes": round(row_bytes),
@@ -302,4 +317,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # A DoFn of __main__ travels by value, with all that its class holds; of a module, by name.
+    importlib.import_module(Path(__file__).stem).main()

@@ -166,7 +166,7 @@ def _options(
         format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
     )
     logging.getLogger("cuckooflow").setLevel(os.environ.get("CUCKOOFLOW_LOG_LEVEL", "INFO"))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main() -> None:

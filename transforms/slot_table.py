@@ -17,6 +17,8 @@ Slots = npt.NDArray[np.int64]
 
 #: Batches under so many rows are merged with their neighbour.
 SMALL_ROWS = 4_096
+#: Rows of a batch are copied as one span where that is at most so many times their number.
+DENSE = 3
 #: Released rows at the head of the columns are cut off once there are so many and they are the half.
 COMPACT_ROWS = 65_536
 
@@ -102,19 +104,27 @@ class SlotTable:
         if which[0] == which[-1] and (which == which[0]).all():
             b = int(which[0])
             return _select(self._batches[b], names).take(pa.array(slots - self._firsts[b]))
-        order = np.argsort(which, kind="stable")
-        grouped = which[order]
-        cuts = np.flatnonzero(np.diff(grouped)) + 1
-        parts = []
-        for part in np.split(order, cuts):
+        order = np.argsort(slots, kind="stable")
+        parts: list[pa.RecordBatch] = []
+        index = np.empty(len(slots), np.int64)
+        at = 0
+        for part in np.split(order, np.flatnonzero(np.diff(which[order])) + 1):
             b = int(which[part[0]])
-            parts.append(_select(self._batches[b], names).take(pa.array(slots[part] - self._firsts[b])))
+            first, last = int(slots[part[0]]), int(slots[part[-1]])
+            span = last - first + 1
+            batch = _select(self._batches[b], names)
+            if span <= DENSE * len(part):  # copying the span is cheaper than picking its rows twice
+                parts.append(batch.slice(first - self._firsts[b], span))
+                index[part] = at + slots[part] - first
+                at += span
+            else:
+                parts.append(batch.take(pa.array(slots[part] - self._firsts[b])))
+                index[part] = at + np.arange(len(part))
+                at += len(part)
         joined = pa.concat_batches(parts)
-        if (np.diff(order) == 1).all():
+        if at == len(slots) and (np.diff(index) == 1).all():
             return joined
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return joined.take(pa.array(back))
+        return joined.take(pa.array(index))
 
     def release(self, slots: Slots) -> None:
         """Forget rows; each slot once."""

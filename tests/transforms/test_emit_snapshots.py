@@ -48,7 +48,9 @@ def shared() -> Iterator[Shared]:
 
 
 def options(folder: Path, **given: Any) -> SnapshotOptions:
-    return SnapshotOptions(folder, "films", MODEL, FEATURES, **{"interval_us": 10 * SECOND, **given})
+    return SnapshotOptions(
+        folder, "films", MODEL, FEATURES, **{"interval_us": 10 * SECOND, "full_interval_us": 1 << 62, **given}
+    )
 
 
 def tick(polled_s: int, rows: int = 1, **given: Any) -> Tick:
