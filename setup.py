@@ -31,7 +31,11 @@ def pinned() -> list[str]:
 version = re.search(r'__version__ = "(.+)"', (ROOT / "cuckooflow/__init__.py").read_text())
 assert version is not None
 sanitize = os.environ.get("CUCKOOFLOW_SANITIZE")  # "address,undefined" or "thread": make native-sanitize
-flags = ["-O3", "-fno-math-errno", "-Wall", "-Wextra"] if not sanitize else ["-O1", "-g", f"-fsanitize={sanitize}"]
+flags = (
+    ["-O3", "-fno-math-errno", "-Wall", "-Wextra"]
+    if not sanitize
+    else ["-O1", "-g", f"-fsanitize={sanitize}"]
+)
 
 setup(
     name="cuckooflow",

@@ -59,8 +59,8 @@ class CheckpointWriter:
         size = crc = 0
         with (self._folder / name).open("wb") as file:
             for piece in pieces:
-                file.write(memoryview(piece))
-                crc = zlib.crc32(piece, crc)
+                file.write(piece.data)
+                crc = zlib.crc32(piece.data, crc)
                 size += piece.nbytes
             file.flush()
             os.fsync(file.fileno())

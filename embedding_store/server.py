@@ -25,7 +25,7 @@ from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.embedding_store.verbs import perform
 from cuckooflow.embedding_store.wire import SCHEMA, receive, send
 from cuckooflow.embedding_store.wire_errors import error_to_head
-from cuckooflow.errors import StoreError, StoreUnavailable
+from cuckooflow.errors import CuckooflowError, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = config_from_json(options.config.read_text())
         serve(config, options.data, options.listen, options.checkpoint_interval_s)
-    except (StoreError, OSError) as error:
+    except (CuckooflowError, OSError) as error:
         log.error("event=store_failed error=%s: %s", type(error).__name__, error)
         return 1
     return 0

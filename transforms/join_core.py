@@ -9,6 +9,7 @@ time, ``a`` an action's, ``w`` a row's ``_wm`` (its own partition's watermark ju
 - An action belongs to the accepted impression of its key with ``0 <= a - i <= window`` of its type. With
   ``w < i + W`` it is used in the example. With ``i + W <= w < i + W + H`` it makes one late example, once
   ``clock > w``: late actions are taken in the order of ``(w, partition, offset, row)``.
+- An action on time but outside its label's window is unmatched when its impression closes.
 - An action that found no impression is unmatched when ``clock >= a + W`` (and ``clock > w``).
 
 A row with ``w < i + W`` arrives while ``clock <= w``, so everything that an impression's close
@@ -26,203 +27,29 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.transforms import join_outputs
-from cuckooflow.transforms.closed_impressions import ClosedTier, fit
-from cuckooflow.transforms.in_band import ACTIONS, END_TIME_US, IMPRESSIONS, NO_TIME_US
-from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinCounts, JoinOutputs, dead_rows
+from cuckooflow.transforms.in_band import END_TIME_US, IMPRESSIONS, NO_TIME_US
+from cuckooflow.transforms.join_intake import POSITION, JoinIntake
+from cuckooflow.transforms.join_outputs import JoinCounts, dead_rows
 from cuckooflow.transforms.join_rows import (
     ACCEPTED,
     REPEATED,
     REUSED,
-    LabelRules,
-    action_identities,
     exact_codes,
     first_of_each,
-    late_identities,
-    primary_identities,
     same_keys,
     settle_keys,
 )
-from cuckooflow.transforms.join_state import CellRing
-from cuckooflow.transforms.slot_table import Slots, SlotTable
-from cuckooflow.transforms.sorted_runs import SortedRuns
+from cuckooflow.transforms.slot_table import Slots
 
 Array = npt.NDArray[Any]
 
-_POSITION = {"partition": np.int32, "offset": np.int64, "row": np.int32, "append": np.int64}
-_IMPRESSION = {"hash": np.uint64, "time": np.int64, **_POSITION}
-_EAGER = {"given": np.bool_, "primary": np.uint64, "labels": np.uint64}
-_ACTION = {
-    "hash": np.uint64,
-    "time": np.int64,
-    "wm": np.int64,
-    "code": np.int16,
-    "identity": np.uint64,
-    **_POSITION,
-}
 
-
-class JoinCore:
+class JoinCore(JoinIntake):
     """Emits ``complete`` examples; :class:`~cuckooflow.transforms.join_eager.EagerJoinCore` eager ones.
 
     Call :meth:`accept` for every element in chain order, then :meth:`step` with the clock, then
     :meth:`take`. Not thread-safe.
-
-    Args:
-        schema: the job's columns, and the options.
-        cells: the shard's state; what is accepted is added to it.
-
-    Attributes:
-        counts: rows so far.
-        released_us: late actions with ``w`` under this have been looked up.
     """
-
-    def __init__(self, schema: ExamplesSchema, cells: CellRing) -> None:
-        self.schema = schema
-        self.options = schema.options
-        self._window_us = self.options.window_us
-        self._rules = LabelRules(self.options)
-        self._cells = cells
-        columns = _IMPRESSION | (_EAGER if self.options.emit == "eager" else {})
-        self._open = SlotTable(schema.impressions, columns)
-        self._open_by_time = SortedRuns(np.int64, np.int64)
-        self._actions = SlotTable(schema.waiting_actions, _ACTION)
-        self._actions_by_hash = SortedRuns(np.uint64, np.int64)
-        self._actions_by_end = SortedRuns(np.int64, np.int64)
-        self._queue: list[Slots] = []
-        self._closed = ClosedTier(schema.impressions, self.options.bucket_us, self.options.cache_bytes, cells)
-        self._out = JoinOutputs()
-        self.counts = JoinCounts()
-        self.released_us = NO_TIME_US
-
-    # --- what an observer asks ----------------------------------------------------------------
-
-    @property
-    def impressions_waiting(self) -> int:
-        """Impressions whose example is still to come."""
-        return self._open.waiting
-
-    @property
-    def actions_waiting(self) -> int:
-        """Actions that are not decided."""
-        return self._actions.waiting
-
-    @property
-    def late_queued(self) -> int:
-        """Late actions that wait to be looked up."""
-        return sum(int(self._actions.alive(slots).sum()) for slots in self._queue)
-
-    @property
-    def cold_reads(self) -> int:
-        """Buckets read back from state."""
-        return self._closed.cold_reads
-
-    @property
-    def hot_bytes(self) -> int:
-        """Memory for closed impressions."""
-        return self._closed.hot_bytes
-
-    def take(self) -> JoinOutputs:
-        """What was given out since the last call."""
-        out, self._out = self._out, JoinOutputs()
-        return out
-
-    # --- rows come in -------------------------------------------------------------------------
-
-    def accept(self, batch: pa.RecordBatch, sequence: int, journal: bool = True) -> None:
-        """Take an element's rows, impressions before actions.
-
-        Args:
-            batch: with the columns of :data:`~cuckooflow.transforms.in_band.ROW_COLUMNS`.
-            sequence: ascending with every element; orders the rows when memory is rebuilt.
-            journal: add them to the state cells.
-        """
-        if not batch.num_rows:
-            return
-        cut = int(np.searchsorted(batch.column("_log").to_numpy(), ACTIONS))
-        impressions, kept_impressions = self._take_impressions(batch.slice(0, cut))
-        actions, kept_actions = self._take_actions(batch.slice(cut))
-        if journal:
-            kept = np.concatenate((kept_impressions, kept_actions))
-            rows = batch if kept.all() else batch.filter(pa.array(kept))
-            self._cells.add_rows(rows, sequence)
-        self._arrived(impressions, actions)
-
-    def _fit(self, log: int, batch: pa.RecordBatch, schema: pa.Schema) -> tuple[pa.RecordBatch, Array]:
-        """The rows that fit the job's columns, and which they are."""
-        try:
-            return fit(batch, schema), np.ones(batch.num_rows, bool)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            kept = np.ones(batch.num_rows, bool)
-            parts = [fit(batch.slice(0, 0), schema)] if batch.num_rows == 0 else []
-            for i in range(batch.num_rows):  # a schema changed under way: rare, so row by row
-                row = batch.slice(i, 1)
-                try:
-                    parts.append(fit(row, schema))
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
-                    kept[i] = False
-                    self._dead(log, row, join_outputs.SCHEMA_MISMATCH, str(fault))
-            none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
-            return pa.concat_batches([none, *parts]), kept
-
-    def _dead(self, log: int, rows: pa.RecordBatch, reason: str, detail: str = "") -> None:
-        if rows.num_rows:
-            position = {name: rows.column(f"_{name}").to_numpy() for name in (*_POSITION, "time")}
-            declared = self.schema.impressions if log == IMPRESSIONS else self.schema.actions
-            shown = rows.select([name for name in declared.names if name in rows.schema.names])
-            self._out.dead.append(dead_rows(log, position, shown, reason, detail))
-
-    def _take_impressions(self, batch: pa.RecordBatch) -> tuple[Slots, Array]:
-        self.counts.impressions += batch.num_rows
-        time, wm = batch.column("_time").to_numpy(), batch.column("_wm").to_numpy()
-        kept = wm < time + self._window_us
-        if not kept.all():
-            self._dead(IMPRESSIONS, batch.filter(pa.array(~kept)), join_outputs.LATE_IMPRESSION)
-            batch = batch.filter(pa.array(kept))
-        features, fits = self._fit(IMPRESSIONS, batch, self.schema.impressions)
-        if not fits.all():
-            batch = batch.filter(pa.array(fits))
-            kept[np.flatnonzero(kept)[~fits]] = False
-        self.counts.impressions_dead += len(kept) - batch.num_rows
-        columns = {name: batch.column(f"_{name}").to_numpy() for name in _IMPRESSION}
-        return self._admit(batch, features, columns), kept
-
-    def _admit(self, batch: pa.RecordBatch, features: pa.RecordBatch, columns: dict[str, Array]) -> Slots:  # noqa: ARG002
-        """Let impressions wait for their close."""
-        slots = self._open.append(features, columns)
-        self._open_by_time.add(columns["time"], slots)
-        return slots
-
-    def _take_actions(self, batch: pa.RecordBatch) -> tuple[Slots, Array]:
-        self.counts.actions += batch.num_rows
-        rows, kept = self._fit(ACTIONS, batch, self.schema.waiting_actions)
-        codes = self._rules.codes(rows.column(self.options.action_type))
-        time, wm = rows.column("_time").to_numpy(), rows.column("_wm").to_numpy()
-        unknown = codes < 0
-        # Its impression is not after it: past this, no impression is near enough whatever was kept.
-        too_late = ~unknown & (wm >= time + self.options.reuse_us)
-        if unknown.any():
-            self._dead(ACTIONS, rows.filter(pa.array(unknown)), join_outputs.UNKNOWN_ACTION)
-        if too_late.any():
-            self._unmatched(rows.filter(pa.array(too_late)), join_outputs.TOO_LATE)
-        self.counts.actions_dead += int((~kept).sum() + unknown.sum())
-        good = ~(unknown | too_late)
-        kept[np.flatnonzero(kept)[~good]] = False
-        if not good.all():
-            rows, codes = rows.filter(pa.array(good)), codes[good]
-        columns = {n: rows.column(f"_{n}").to_numpy() for n in ("hash", "time", "wm", *_POSITION)}
-        time, wm = columns["time"], columns["wm"]
-        # It may be late for its impression iff w has reached the close of the earliest one possible.
-        queued = wm >= time - self._rules.windows_us[codes] + self._window_us
-        identity = action_identities(self.options, rows, time)
-        slots = self._actions.append(rows, {**columns, "code": codes, "identity": identity})
-        self._actions_by_hash.add(columns["hash"], slots)
-        self._actions_by_end.add((time + self._window_us)[~queued], slots[~queued])
-        if queued.any():
-            self._queue.append(slots[queued])
-        return slots, kept
-
-    def _arrived(self, impressions: Slots, actions: Slots) -> None:
-        """Complete examples wait for the close."""
 
     # --- the clock moves ----------------------------------------------------------------------
 
@@ -253,7 +80,7 @@ class JoinCore:
         verdict = self._settle(slots)
         refused = slots[verdict == REUSED]
         if len(refused):
-            position = {name: self._open.get(name, refused) for name in (*_POSITION, "time")}
+            position = {name: self._open.get(name, refused) for name in (*POSITION, "time")}
             rows = self._open.gather(refused)
             self._out.dead.append(dead_rows(IMPRESSIONS, position, rows, join_outputs.KEY_REUSED))
         self.counts.impressions_dead += len(refused)
@@ -302,16 +129,24 @@ class JoinCore:
         return keys, state["_time"]
 
     def _on_time(self, features: pa.RecordBatch, hashes: Array, times: Array) -> tuple[Array, Slots, Array]:
-        """(row, action, label bits) of the actions that these closing impressions use; repeats go."""
+        """(row, action, label bits) of the actions that these closing impressions use.
+
+        Their repeats go, and so do those on time for the impression but outside their label's window.
+        """
         which, actions = self._actions_by_hash.lookup(hashes)
         alive = self._actions.alive(actions)
         which, actions = which[alive], actions[alive]
-        fits = self._within(times[which], actions)
-        which, actions = which[fits], actions[fits]
+        delays = self._actions.get("time", actions) - times[which]
+        closes = times[which] + self._window_us
+        theirs = (delays >= 0) & (delays <= self._window_us) & (self._actions.get("wm", actions) < closes)
+        which, actions = which[theirs], actions[theirs]
         if len(which):
             keys = features.select(list(self.options.key)).take(pa.array(which))
             same = same_keys(keys, self._actions.gather(actions, self.options.key))
             which, actions = which[same], actions[same]
+        inside = self._within(times[which], actions)
+        self._give_unmatched(actions[~inside], join_outputs.OUTSIDE_WINDOW)
+        which, actions = which[inside], actions[inside]
         first = self._first_actions(which, actions)
         self.counts.used += int(first.sum())
         self.counts.actions_repeated += int((~first).sum())
@@ -427,58 +262,6 @@ class JoinCore:
         self._give_unmatched(slots[found], join_outputs.OUTSIDE_WINDOW)
         self._give_unmatched(slots[~found], join_outputs.NO_IMPRESSION)
 
-    # --- rows go out --------------------------------------------------------------------------
-
-    def _example_columns(
-        self, features: pa.RecordBatch, times: Array, append: Array, hashes: Array, bits: Array, kind: int
-    ) -> list[pa.Array]:
-        return [
-            *features.columns,
-            pa.array(times),
-            pa.array(append),
-            pa.array(hashes),
-            *self.schema.label_values(bits),
-            pa.array(np.full(len(times), kind, np.int8)),
-        ]
-
-    def _give_primary(
-        self, features: pa.RecordBatch, hashes: Array, times: Array, append: Array, bits: Array
-    ) -> None:
-        if not len(times):
-            return
-        self.counts.examples += len(times)
-        columns = self._example_columns(features, times, append, hashes, bits, join_outputs.PRIMARY)
-        identity = primary_identities(features.select(list(self.options.key)), times)
-        batch = [*columns, *(pa.array(part) for part in identity)]
-        self._out.examples.append(pa.RecordBatch.from_arrays(batch, schema=self.schema.examples))
-
-    def _late_batch(
-        self,
-        features: pa.RecordBatch,
-        hashes: Array,
-        times: Array,
-        append: Array,
-        identity: Array,
-        bits: Array,
-        adds: Array,
-        negative: Array,
-    ) -> None:
-        self.counts.late += len(times)
-        columns = self._example_columns(features, times, append, hashes, bits, join_outputs.LATE)
-        ids = late_identities(features.select(list(self.options.key)), times, identity)
-        batch = [*columns, *(pa.array(part) for part in ids), pa.array(adds), pa.array(negative)]
-        self._out.late.append(pa.RecordBatch.from_arrays(batch, schema=self.schema.late))
-
-    def _give_unmatched(self, actions: Slots, reason: str) -> None:
-        if len(actions):
-            self._unmatched(self._actions.gather(actions), reason)
-            self._actions.release(actions)
-
-    def _unmatched(self, rows: pa.RecordBatch, reason: str) -> None:
-        self.counts.unmatched += rows.num_rows
-        columns = [*rows.columns, pa.array([reason] * rows.num_rows, pa.string())]
-        self._out.unmatched.append(pa.RecordBatch.from_arrays(columns, schema=self.schema.unmatched))
-
     # --- state --------------------------------------------------------------------------------
 
     def _settle_cells(self, clock_us: int, oldest_bucket: int) -> None:
@@ -514,7 +297,7 @@ class JoinCore:
             self.accept(batch, sequence, journal=False)
         if clock_us != NO_TIME_US:
             self._close(clock_us)
-            self._drop_used()
+            self._drop_decided()
             self.release_late(released_us)
             self._expire(clock_us)
         self.released_us = released_us
@@ -522,14 +305,15 @@ class JoinCore:
         self.counts = counts
         self._closed.evict()
 
-    def _drop_used(self) -> None:
-        """After a rebuild: release the actions that sealed impressions had used."""
+    def _drop_decided(self) -> None:
+        """After a rebuild: release the actions that were decided when their impression closed."""
         actions = self._actions.live_slots()
         query, buckets, at = self._their_impressions(actions)
         if len(query):
             _, state = self._closed.gather(buckets, at, self.options.key)
-            used = self._within(state["_time"], actions[query])
-            self._actions.release(actions[query][used])
+            actions = actions[query]
+            decided = self._actions.get("wm", actions) < state["_time"] + self._window_us
+            self._actions.release(actions[decided])
 
 
 def repeated_values(values: Array) -> npt.NDArray[np.bool_]:

@@ -172,6 +172,9 @@ class EagerJoinCore(JoinCore):
             return
         slots = self._in_time_order(slots)
         features = self._open.gather(slots)
+        # What is inside its label's window met its impression when the later of the two arrived.
+        left, _, _ = self._on_time(features, self._open.get("hash", slots), self._open.get("time", slots))
+        assert not len(left)
         state = {f"_{n}": self._open.get(n, slots) for n in ("hash", "time", "append", "primary", "labels")}
         negative = ~self._open.get("given", slots)
         rows = np.flatnonzero(negative)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Floats, Ids
-from cuckooflow.embedding_store.embedded import EmbeddedStore
 from cuckooflow.embedding_store.read_store import ReadStore
+from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.logs.contract import Position
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.models.base import Model

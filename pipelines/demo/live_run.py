@@ -139,7 +139,7 @@ class LiveRun:
             watch.show(1.0, observer.observed)
             if self._told is None:
                 self._tell(replay, observer.observed, client, watch)
-            store = connect(str(store_address))
+            store = connect(store_address)
             table = store.delta("demo", full=True).tables[COUNT_TABLE]
             store.close()
         if self._frozen_us is None or self._first_served is None:
@@ -277,7 +277,7 @@ class LiveRun:
         """Whether every bucket of the store stands at the end of the examples log."""
         log = LocalLog.open(self._job.path(self._job.logs.examples.path))
         try:
-            store = connect(str(store_address))
+            store = connect(store_address, retry_s=1.0)
             marks = store.marks(log.name)
             store.close()
         except CuckooflowError:

@@ -225,7 +225,7 @@ class Observer:
 
     def _look_at_store(self) -> None:
         try:
-            store = connect(str(self._store_address))
+            store = connect(self._store_address, retry_s=STORE_LOOK_S)
             stats = store.stats()
         except (StoreError, OSError):
             return  # it was just killed, on purpose; the next look finds the restarted one

@@ -73,10 +73,11 @@ class Films:
     def append(self, impressions: list[dict[str, object]], actions: list[dict[str, object]]) -> None:
         """Append to the input logs; an impression's partition is its request's."""
         now_us = time.time_ns() // 1_000
-        with LocalLogWriter(self.job.path(self.job.logs.impressions.path)) as writer:
-            for partition in (0, 1):
-                rows = [r for r in impressions if int(str(r["request_id"])[1:]) % 2 == partition]
-                if rows:
+        log = self.job.path(self.job.logs.impressions.path)
+        for partition in (0, 1):
+            rows = [r for r in impressions if int(str(r["request_id"])[1:]) % 2 == partition]
+            if rows:
+                with LocalLogWriter(log, [partition]) as writer:
                     writer.append(partition, [json.dumps(r).encode() for r in rows], now_us)
         if actions:
             with LocalLogWriter(self.job.path(self.job.logs.actions.path)) as writer:

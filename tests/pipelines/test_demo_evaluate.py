@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cuckooflow.embedding_store.api import TablePush
-from cuckooflow.embedding_store.embedded import EmbeddedStore
+from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.models.registry import build_model, store_config

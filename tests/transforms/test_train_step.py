@@ -24,10 +24,13 @@ from cuckooflow.errors import CuckooflowError, StoreUnavailable
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import COUNT_TABLE, build_model, store_config
+from cuckooflow.models.snapshots import list_manifests
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms import train_step
+from cuckooflow.transforms.emit_snapshots import EmitSnapshots
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
 from cuckooflow.transforms.shared_stores import share_store, shared_store, unshare_store
+from cuckooflow.transforms.snapshot_publisher import SnapshotOptions
 from cuckooflow.transforms.train_step import TrainConfig, TrainStep
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import Tick
@@ -168,16 +171,28 @@ def test_a_store_that_is_not_shared_is_named() -> None:
         shared_store("no-such-store")
 
 
-def test_the_store_process_form_counts_the_same(tmp_path: Path) -> None:
-    """A new transform over a store that has a part already continues where it stands."""
-    store_of = config_store = store_config(build_model(MODEL, FEATURES), counting=True, buckets=4)
-    store = EmbeddedStore(config_store, tmp_path)
-    name = uuid.uuid4().hex
-    handle: Shared = (store, share_store(name, store))
-    assert store.config == store_of
+def test_a_new_transform_goes_on_where_the_store_stands(shared: Shared) -> None:
     for elements in ([element(0, 0, 12)], [element(0, 0, 12), element(0, 12, 20, end=True)]):
         with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-            pipeline | beam.Create(elements) | TrainStep(config(handle))
-    assert counted(store, 20) == [1.0] * 20
-    unshare_store(name)
-    store.close()
+            pipeline | beam.Create(elements) | TrainStep(config(shared))
+    assert counted(shared[0], 20) == [1.0] * 20
+
+
+class Live(beam.DoFn):
+    """A source that ends only if what it gave was published meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def process(self, _: object) -> Iterator[tuple[int, pa.RecordBatch]]:
+        yield element(0, 0, 8)
+        if not list_manifests(self._folder):
+            raise RuntimeError("expected a snapshot of the first batch while the source still runs")
+        yield element(0, 8, 16, end=True)
+
+
+def test_in_process_snapshots_come_while_the_source_still_runs(tmp_path: Path, shared: Shared) -> None:
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        out = pipeline | beam.Create([0]) | beam.ParDo(Live(tmp_path)) | TrainStep(config(shared))
+        out.ticks | EmitSnapshots(shared[1], SnapshotOptions(tmp_path, "films", MODEL, FEATURES))
+    assert list_manifests(tmp_path)[-1].marks["examples"] == {0: Position(16)}

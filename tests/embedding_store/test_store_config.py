@@ -1,0 +1,103 @@
+"""A store's configuration: as JSON and back, and every fault named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cuckooflow.embedding_store.api import DenseConfig, Optimizer, StoreConfig, TableConfig
+from cuckooflow.embedding_store.config_json import check_config, config_from_json, config_to_json
+from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.errors import SpecError
+
+rates = st.floats(0, 1, allow_nan=False)
+optimizers = st.builds(
+    Optimizer,
+    st.sampled_from(["sgd", "adagrad", "adam"]),
+    rates,
+    rates,
+    st.floats(0, 0.999),
+    st.floats(0, 0.999),
+)
+tables = st.builds(
+    TableConfig,
+    st.text(min_size=1),
+    dim=st.integers(1, 1024),
+    optimizer=optimizers,
+    init_stddev=rates,
+    seed=st.integers(0, 2**64 - 1),
+    admission=st.integers(1, 255),
+    slot_admission=st.dictionaries(st.integers(0, 4095), st.integers(1, 255), max_size=4),
+)
+dense = st.builds(
+    DenseConfig,
+    st.text(min_size=1),
+    shape=st.lists(st.integers(1, 9), max_size=3).map(tuple),
+    optimizer=optimizers,
+    init=st.sampled_from(["zeros", "ones", "glorot_uniform"]),
+    seed=st.integers(0, 9),
+)
+
+
+@given(
+    st.builds(
+        StoreConfig,
+        st.lists(tables, max_size=3, unique_by=lambda t: t.name).map(tuple),
+        st.lists(dense, max_size=3, unique_by=lambda d: d.name).map(tuple),
+        buckets=st.integers(1, 65_536),
+    )
+)
+def test_there_and_back(config):
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_what_is_left_out_takes_its_default():
+    text = json.dumps({"tables": [{"name": "t", "dim": 8}], "dense": [{"name": "w", "shape": [2]}]})
+    assert config_from_json(text) == StoreConfig((TableConfig("t", dim=8),), (DenseConfig("w", (2,)),))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", '{"tables": 3}', '{"tables": [{"nme": "t", "dim": 8}]}']
+)
+def test_other_json_is_refused(text):
+    with pytest.raises(SpecError, match="expected a store configuration"):
+        config_from_json(text)
+
+
+def test_all_faults_are_named_at_once():
+    wrong = StoreConfig(
+        (
+            TableConfig("a", dim=0, admission=0),
+            TableConfig("a", dim=1025, init_stddev=float("nan"), slot_admission={4096: 1}),
+            TableConfig("b", dim=8, optimizer=Optimizer("sgd", learning_rate=float("inf"))),
+            TableConfig("", dim=8, optimizer=Optimizer("adam", beta1=1.0), seed=-1, filter_bytes=0),
+        ),
+        (DenseConfig("w", (0,)), DenseConfig("v", (3,), Optimizer("ftrl"), init="ones_")),  # type: ignore[arg-type]
+        buckets=0,
+    )
+    with pytest.raises(SpecError) as caught:
+        check_config(wrong)
+    message = str(caught.value)
+    for fault in (
+        "buckets: expected 1 to 65536, received 0",
+        "tables: expected distinct names, received 'a'",
+        "tables: expected a name",
+        "tables.a.dim: expected 1 to 1024, received 0",
+        "tables.a.dim: expected 1 to 1024, received 1025",
+        "tables.a.admission",
+        "tables.a.init_stddev",
+        "tables.a.slot_admission",
+        "tables.b.optimizer.learning_rate",
+        "tables..optimizer.beta1",
+        "tables..seed",
+        "tables..filter_bytes",
+        "dense.w.shape",
+        "dense.v.optimizer.kind",
+        "dense.v.init",
+    ):
+        assert fault in message
+    with pytest.raises(SpecError):
+        EmbeddedStore(wrong)

@@ -1,0 +1,114 @@
+"""The store's process, killed and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig, TablePush
+from cuckooflow.embedding_store.client import connect
+from cuckooflow.embedding_store.config_json import config_to_json
+from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.errors import MarkMismatch
+from cuckooflow.logs.contract import LogRange, Position
+
+CONFIG = StoreConfig((TableConfig("t", dim=2, optimizer=Optimizer("sgd", 1.0), init_stddev=0.0),))
+IDS = np.arange(500, dtype=np.uint64)
+
+
+def start(folder: Path, interval_s: float = 3600.0) -> subprocess.Popen[bytes]:
+    (folder / "store.json").write_text(config_to_json(CONFIG))
+    command = [
+        sys.executable,
+        "-m",
+        "cuckooflow.embedding_store.server",
+        "--config",
+        str(folder / "store.json"),
+    ]
+    command += ["--data", str(folder / "data"), "--checkpoint-interval-s", str(interval_s)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def push_to(store, n: int):
+    """The n-th message's push: minus one to every row."""
+    range_ = LogRange("examples", "made-once", 0, Position(n), Position(n + 1))
+    return store.push(range_, {"t": TablePush(IDS, np.full((500, 2), -1.0, np.float32))}, {}, n)
+
+
+@pytest.mark.fault
+def test_killed_and_restarted_it_stands_at_its_last_checkpoint(tmp_path):
+    process = start(tmp_path)
+    client = connect(tmp_path / "data" / "address")
+    try:
+        first = client.incarnation()
+        client.open_log("examples", "made-once", {0: Position(0)})
+        for n in range(3):
+            push_to(client, n)
+        client.checkpoint()
+        for n in range(3, 5):
+            push_to(client, n)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+
+        process = start(tmp_path)
+        # The same client finds it, at another port.
+        assert client.marks("examples") == {0: (Position(3),)}
+        assert client.incarnation() != first
+        assert (client.lookup({"t": IDS})["t"] == 3).all()
+        with pytest.raises(MarkMismatch) as caught:
+            push_to(client, 5)
+        assert caught.value.marks == ((3, 0),)
+        for n in range(3, 6):
+            push_to(client, n)
+        assert (client.lookup({"t": IDS})["t"] == 6).all()
+
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        client.close()
+    # SIGTERM wrote a checkpoint, so nothing has to be trained again.
+    store = EmbeddedStore.restore(tmp_path / "data")
+    assert store.marks("examples") == {0: (Position(6),)}
+    assert (store.lookup({"t": IDS})["t"] == 6).all()
+
+
+@pytest.mark.fault
+def test_killed_anywhere_it_restarts_whole(tmp_path):
+    """Killed while it writes checkpoints as fast as it can, over and over: rows and marks always agree."""
+    client = connect(tmp_path / "data" / "address")
+    at = 0
+    for kill in range(4):
+        process = start(tmp_path, interval_s=0.001)
+        try:
+            client.open_log("examples", "made-once", {0: Position(0)})
+            (mark,) = client.marks("examples")[0]
+            assert mark.offset <= at
+            assert (client.lookup({"t": IDS})["t"] == mark.offset).all()
+            for at in range(mark.offset, mark.offset + 20 + 13 * kill):
+                push_to(client, at)
+            at += 1
+        finally:
+            process.kill()
+            process.wait()
+    client.close()
+
+
+@pytest.mark.fault
+def test_a_wrong_start_is_told_and_exits_with_one(tmp_path):
+    config = tmp_path / "store.json"
+    config.write_text("{}")
+    command = [sys.executable, "-m", "cuckooflow.embedding_store.server", "--config", str(config)]
+    done = subprocess.run(
+        [*command, "--data", str(tmp_path / "data")], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert b"expected a store configuration" in done.stderr
+    assert b"Traceback" not in done.stderr
