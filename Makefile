@@ -8,7 +8,7 @@ NATIVE := $(wildcard embedding_store/native/*.cc embedding_store/native/*.h)
 FOLDERS := embedding_store logs models pipelines runners serving transforms
 PRISM_VERSION := v2.77.0
 
-.PHONY: setup demo test test-faults lint format typing bench native-sanitize prism clean
+.PHONY: setup demo test test-faults lint format typing bench prism clean
 
 setup: $(STAMP)
 

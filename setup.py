@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -30,12 +29,7 @@ def pinned() -> list[str]:
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "cuckooflow/__init__.py").read_text())
 assert version is not None
-sanitize = os.environ.get("CUCKOOFLOW_SANITIZE")  # "address,undefined" or "thread": make native-sanitize
-flags = (
-    ["-O3", "-fno-math-errno", "-Wall", "-Wextra"]
-    if not sanitize
-    else ["-O1", "-g", f"-fsanitize={sanitize}"]
-)
+flags = ["-O3", "-fno-math-errno", "-Wall", "-Wextra"]
 
 setup(
     name="cuckooflow",
@@ -56,8 +50,7 @@ setup(
                 p.relative_to(ROOT).as_posix() for p in (ROOT / "embedding_store/native").glob("*.h")
             ),
             cxx_std=17,
-            extra_compile_args=flags,
-            extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
+            extra_compile_args=["-O3", "-Wall", "-Wextra"],
         )
     ],
     cmdclass={"build_ext": build_ext},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,7 +17,15 @@ from cuckooflow.embedding_store.address import Address
 from cuckooflow.embedding_store.api import Delta, Floats, Ids, PushAnswer, StoreConfig, TablePush, Version
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.verbs import keyed, pack_push, pushed_answer, unkeyed, unpack_delta
-from cuckooflow.embedding_store.wire import SCHEMA, Array, descriptor, receive, send
+from cuckooflow.embedding_store.wire import (
+    CALL_BYTES_MAX,
+    SCHEMA,
+    Array,
+    check_size,
+    descriptor,
+    receive,
+    send,
+)
 from cuckooflow.embedding_store.wire_errors import raise_if_error
 from cuckooflow.errors import StoreUnavailable
 from cuckooflow.logs.contract import LogRange, Position
@@ -130,6 +139,7 @@ class StoreClient:
     def _call(
         self, verb: str, head: Mapping[str, Any] | None = None, arrays: Mapping[str, Array] | None = None
     ) -> tuple[dict[str, Any], dict[str, Array]]:
+        check_size(arrays or {}, CALL_BYTES_MAX)
         deadline = time.monotonic() + self._retry_s
         pause = BACKOFF_FIRST_S
         while True:
@@ -162,11 +172,15 @@ class StoreClient:
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         options = flight.FlightCallOptions(timeout=self._call_s_max)
         writer, reader = connection.do_exchange(descriptor(verb), options)
-        with writer:
+        try:
             writer.begin(SCHEMA)
             send(writer, head, arrays)
             writer.done_writing()
             return receive(reader, ANSWER_BYTES_MAX)
+        finally:
+            # What close() has to say was said already: by the answer, or by the error above.
+            with contextlib.suppress(pa.ArrowException):
+                writer.close()
 
     def _connect(self) -> Any:
         with self._lock:

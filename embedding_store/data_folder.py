@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import weakref
 import zlib
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.embedding_store.config_json import config_from_json, config_to_json
@@ -24,21 +26,20 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[bytes] | None = (path / "lock").open("ab")
+        handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # A store that is dropped without being closed gives its folder back as well.
+        self._release = weakref.finalize(self, os.close, handle)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
-            self._lock = None
+            self._release()
             raise StoreLocked(
                 f"the store's folder {path} is in use by another store. Stop that one, or use another folder."
             ) from error
 
     def close(self) -> None:
         """Release the folder. Idempotent."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._release()
 
     def config(self) -> StoreConfig | None:
         """The configuration of the store that lies here, or None."""

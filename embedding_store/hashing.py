@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,10 @@ def _hash_strings(column: pa.Array, width: type, seed: int) -> npt.NDArray[np.ui
 def _as_bits(column: pa.Array) -> npt.NDArray[np.uint64]:
     kind = column.type
     if pa.types.is_floating(kind):
-        return column.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False).view(np.uint64)
+        floats: npt.NDArray[np.float64] = (
+            column.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
+        )
+        return floats.view(np.uint64)
     if pa.types.is_boolean(kind):
         column = column.cast(pa.uint8())
     elif pa.types.is_temporal(kind):
@@ -80,5 +84,5 @@ def _as_bits(column: pa.Array) -> npt.NDArray[np.uint64]:
         raise TypeError(f"expected a column of integers, strings or times, received {kind}: it has no hash")
     if column.null_count:
         column = pc.fill_null(column, 0)
-    values = column.to_numpy(zero_copy_only=False)
+    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return values.astype(np.int64).view(np.uint64) if values.dtype.kind == "i" else values.astype(np.uint64)

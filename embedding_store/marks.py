@@ -60,7 +60,7 @@ class Marks:
         entry = self._logs.setdefault(log, LogMarks(incarnation))
         for partition, start in starts.items():
             if partition not in entry.partitions:
-                start = Position(*start)
+                partition, start = int(partition), Position(int(start[0]), int(start[1]))
                 entry.starts[partition] = start
                 entry.partitions[partition] = np.tile(np.array(start, np.int64), (self._buckets, 1))
 
@@ -83,7 +83,8 @@ class Marks:
                 "marks, or read again from the lowest.",
                 distinct,
             )
-        return here.astype(np.uint8)
+        mask: MaskArray = here.astype(np.uint8)
+        return mask
 
     def advance(self, range_: LogRange, mask: MaskArray) -> None:
         """The masked buckets now stand at the range's end."""

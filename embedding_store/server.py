@@ -23,14 +23,12 @@ from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.embedding_store.verbs import perform
-from cuckooflow.embedding_store.wire import SCHEMA, receive, send
+from cuckooflow.embedding_store.wire import CALL_BYTES_MAX, SCHEMA, drain, receive, send
 from cuckooflow.embedding_store.wire_errors import error_to_head
 from cuckooflow.errors import CuckooflowError, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-#: Bound of one call's arrays; a larger one is refused before memory is reserved for it.
-CALL_BYTES_MAX = 256 << 20
 #: Calls worked on at once; more wait their turn within their own timeout.
 CALLS_MAX = 64
 TURN_WAIT_S_MAX = 10.0
@@ -73,6 +71,7 @@ class StoreServer(flight.FlightServerBase):
             if not isinstance(error, StoreError):
                 log.exception("event=call_failed verb=%s peer=%s", verb, context.peer())
             answer, answer_arrays = error_to_head(error), {}
+            drain(reader, CALL_BYTES_MAX)
         writer.begin(SCHEMA)
         send(writer, answer, answer_arrays)
 
@@ -106,28 +105,33 @@ def serve(
     """
     stop = stop or threading.Event()
     check_loopback(parse_address(listen)[0])
-    store = open_store(config, data)
-    try:
-        server = StoreServer(store, listen)
+    with _stopped_by_signals(stop):
+        store = open_store(config, data)
         try:
-            with _stopped_by_signals(stop):
-                write_address(Path(data) / "address", server.host, server.port)
-                log.info(
-                    "event=store_serving address=%s:%d data=%s incarnation=%s",
-                    server.host,
-                    server.port,
-                    data,
-                    store.incarnation(),
-                )
-                while not stop.wait(checkpoint_interval_s):
-                    _checkpoint(store)
+            _serve_until(stop, store, Path(data) / "address", listen, checkpoint_interval_s)
+            if store.changed_since_checkpoint():
+                store.checkpoint()
+            log.info("event=store_stopped data=%s", data)
         finally:
-            server.shutdown()
-        if store.changed_since_checkpoint():
-            store.checkpoint()
-        log.info("event=store_stopped data=%s", data)
+            store.close()
+
+
+def _serve_until(
+    stop: threading.Event, store: EmbeddedStore, address: Path, listen: str, checkpoint_interval_s: float
+) -> None:
+    # A killed predecessor left its own, which nobody must take for this one's.
+    address.unlink(missing_ok=True)
+    server = StoreServer(store, listen)
+    try:
+        write_address(address, server.host, server.port)
+        log.info(
+            "event=store_serving address=%s:%d incarnation=%s", server.host, server.port, store.incarnation()
+        )
+        while not stop.wait(checkpoint_interval_s):
+            _checkpoint(store)
     finally:
-        store.close()
+        address.unlink(missing_ok=True)
+        server.shutdown()
 
 
 def _checkpoint(store: EmbeddedStore) -> None:

@@ -247,10 +247,10 @@ class EmbeddedStore:
             StoreError: the store has no folder, or is closed.
         """
         with self._checkpoint_lock:
-            if self._folder is None or self._closed:
-                raise StoreError(
-                    "expected an open store with a data folder; this one has none. Nothing was written."
-                )
+            if self._folder is None:
+                raise StoreError("this store has no data folder, so no checkpoints. Create it with one.")
+            if self._closed:
+                raise StoreError("this store is closed, nothing was written. Open it again with open_store.")
             changes = 0
 
             def begin_cut() -> dict[str, Any]:

@@ -23,6 +23,8 @@ SCHEMA = pa.schema([pa.field("bytes", pa.uint8(), nullable=False)])
 #: An array is sent in pieces of this size: it bounds what gRPC holds at once.
 PIECE_BYTES = 8 << 20
 HEAD_BYTES_MAX = 4 << 20
+#: Bound of one call's arrays; a larger one is refused before memory is reserved for it.
+CALL_BYTES_MAX = 256 << 20
 
 Array = npt.NDArray[Any]
 _DTYPES = {"uint64": np.uint64, "uint32": np.uint32, "float32": np.float32}
@@ -35,8 +37,10 @@ def send(writer: Any, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> N
     for array in arrays.values():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, len(flat), PIECE_BYTES):
-            piece = pa.array(flat[start : start + PIECE_BYTES])
-            writer.write_batch(pa.RecordBatch.from_arrays([piece], schema=SCHEMA))
+            piece = pa.py_buffer(flat[start : start + PIECE_BYTES])
+            # Not pa.array nor to_numpy: their first call imports pandas where it is installed.
+            column = pa.Array.from_buffers(pa.uint8(), piece.size, [None, piece])
+            writer.write_batch(pa.RecordBatch.from_arrays([column], schema=SCHEMA))
 
 
 def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -50,10 +54,7 @@ def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Arra
     arrays: dict[str, Array] = {}
     sizes = [(name, _DTYPES[dtype], tuple(shape)) for name, dtype, shape in head.pop("arrays")]
     total = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in sizes)
-    if total > bytes_max:
-        raise LimitExceeded(
-            f"expected at most {bytes_max} bytes of arrays in one message, received {total}. Send less at once."
-        )
+    _check_total(total, bytes_max)
     for name, dtype, shape in sizes:
         array = np.empty(shape, dtype)
         flat = array.reshape(-1).view(np.uint8)
@@ -66,6 +67,33 @@ def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Arra
             at += len(piece)
         arrays[name] = array
     return head, arrays
+
+
+def check_size(arrays: Mapping[str, Array], bytes_max: int) -> None:
+    """Refuse to send what the other side would refuse.
+
+    Raises:
+        LimitExceeded: the arrays are larger than ``bytes_max``.
+    """
+    _check_total(sum(array.nbytes for array in arrays.values()), bytes_max)
+
+
+def drain(reader: Any, bytes_max: int) -> None:
+    """Read what is left of a refused message and drop it: its sender hears the answer only after all is sent."""
+    left = bytes_max
+    try:
+        while left > 0:
+            chunk = reader.read_chunk()
+            left -= chunk.data.nbytes if chunk.data is not None else 1
+    except StopIteration:
+        return
+
+
+def _check_total(total: int, bytes_max: int) -> None:
+    if total > bytes_max:
+        raise LimitExceeded(
+            f"expected at most {bytes_max} bytes of arrays in one message, received {total}. Send less at once."
+        )
 
 
 def _head(reader: Any) -> dict[str, Any]:
@@ -97,7 +125,10 @@ def _piece(reader: Any, name: str) -> npt.NDArray[np.uint8]:
         raise _malformed(f"it ended within array {name!r}") from None
     if batch is None or batch.num_rows == 0:
         raise _malformed(f"a piece of array {name!r} is empty")
-    return cast(npt.NDArray[np.uint8], batch.column(0).to_numpy())
+    if batch.num_columns != 1 or batch.column(0).type != pa.uint8() or batch.column(0).null_count:
+        raise _malformed(f"a piece of array {name!r} is not one column of bytes")
+    column = batch.column(0)
+    return np.frombuffer(column.buffers()[1], np.uint8, batch.num_rows, column.offset)
 
 
 def _malformed(why: str) -> StoreError:

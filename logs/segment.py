@@ -61,15 +61,19 @@ def count_messages(folder: Path, base: int, encoding: Encoding) -> int:
         LogDamaged: there is data but no index.
         FileNotFoundError: the segment is not there (any more).
     """
-    try:
-        return index_path(folder, base).stat().st_size // INDEX_ENTRY.itemsize
-    except FileNotFoundError:
-        if data_path(folder, base, encoding).stat().st_size == 0:
-            return 0  # a writer is just making it
-        raise LogDamaged(
-            f"expected the index {index_path(folder, base)}, found none; "
-            "open the partition with a LocalLogWriter once, it rebuilds the index from the data"
-        ) from None
+    index = index_path(folder, base)
+    for _ in range(2):
+        try:
+            return index.stat().st_size // INDEX_ENTRY.itemsize
+        except FileNotFoundError:
+            # The writer makes the data file, then the index, then writes data. Data without an index is
+            # damage only if the index is still not there after the data were seen.
+            if data_path(folder, base, encoding).stat().st_size == 0:
+                return 0
+    raise LogDamaged(
+        f"expected the index {index}, found none; open the partition with a LocalLogWriter once, it "
+        "rebuilds the index from the data"
+    )
 
 
 def encode(

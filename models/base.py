@@ -8,6 +8,8 @@ between calls but its compiled functions.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -181,17 +183,18 @@ class Model(ABC):
                 ragged small batch makes a small step.
         """
         step, _ = self._functions()
-        probabilities, loss, row_gradients, dense_gradients = step(
-            self._arrays(encoded, lookup, rows, dense),
-            targets.positive,
-            targets.negative,
-            np.float32(1.0 / step_rows),
-        )
+        both = np.stack([targets.positive, targets.negative])
+        probabilities, loss, row_gradients, packed = step(*self._arrays(encoded, lookup, rows, dense), both)
+        dense_gradients = packed.numpy() / np.float32(step_rows)
+        at = np.cumsum([0, *self._dense_sizes])
         return StepResult(
             probabilities.numpy(),
             float(loss),
-            {name: g.numpy() for name, g in row_gradients.items()},
-            {name: g.numpy() for name, g in dense_gradients.items()},
+            {table.name: g.numpy() for table, g in zip(self.tables, row_gradients, strict=True)},
+            {
+                parameter.name: dense_gradients[start:stop].reshape(parameter.shape)
+                for parameter, (start, stop) in zip(self.dense, itertools.pairwise(at), strict=True)
+            },
         )
 
     def predict(
@@ -201,7 +204,7 @@ class Model(ABC):
         if not len(encoded):
             return np.zeros((0, len(self.labels)), np.float32)
         _, predict = self._functions()
-        result: Floats = predict(self._arrays(encoded, lookup, rows, dense)).numpy()
+        result: Floats = predict(*self._arrays(encoded, lookup, rows, dense)).numpy()
         return result
 
     def _table(self, name: str, dim: int, **options: Any) -> TableConfig:
@@ -220,14 +223,15 @@ class Model(ABC):
         lookup: Lookup,
         rows: Mapping[str, Floats],
         dense: Mapping[str, Floats],
-    ) -> dict[str, Any]:
-        return {
-            "inverse": lookup.inverse,
-            "weights": encoded.weights,
-            "numbers": encoded.numbers,
-            "rows": {table.name: rows[table.name] for table in self.tables},
-            "dense": {parameter.name: dense[parameter.name] for parameter in self.dense},
-        }
+    ) -> tuple[Any, ...]:
+        # Every tensor that crosses costs tens of microseconds, so the dense parameters go as one.
+        packed = np.concatenate([dense[parameter.name].reshape(-1) for parameter in self.dense])
+        tables = [rows[table.name] for table in self.tables]
+        return lookup.inverse, encoded.weights, encoded.numbers, packed, tables
+
+    @functools.cached_property
+    def _dense_sizes(self) -> tuple[int, ...]:
+        return tuple(math.prod(parameter.shape) for parameter in self.dense)
 
     def _functions(self) -> tuple[Any, Any]:
         with self._lock:
@@ -248,43 +252,41 @@ class Model(ABC):
                 return taken
             return tf.einsum("bcd,cf->bfd", taken * weights[:, :, tf.newaxis], member)
 
-        def logits(rows: Any, dense: Any, inverse: Any, weights: Any, numbers: Any) -> Any:
-            fields = {name: pooled(value, inverse, weights) for name, value in rows.items()}
+        names = [table.name for table in self.tables]
+        parameters = self.dense
+
+        def logits(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any) -> Any:
+            values = tf.split(packed, self._dense_sizes)
+            dense = {p.name: tf.reshape(v, p.shape) for p, v in zip(parameters, values, strict=True)}
+            fields = {n: pooled(value, inverse, weights) for n, value in zip(names, rows, strict=True)}
             return self.forward(Inputs(fields, numbers), dense)
 
         def tensor(*shape: int | None) -> Any:
             return tf.TensorSpec(shape, tf.float32)
 
-        arrays = {
-            "inverse": tf.TensorSpec((None, places), tf.int32),
-            "weights": tensor(None, places),
-            "numbers": tensor(None, self.encoder.num_numbers),
-            "rows": {table.name: tensor(None, table.dim) for table in self.tables},
-            "dense": {parameter.name: tensor(*parameter.shape) for parameter in self.dense},
-        }
-        labels = tensor(None, len(self.labels))
-
         # The shapes leave the number of rows and of ids open, so each function is traced once.
-        @tf.function(input_signature=[arrays, labels, labels, tensor()])
-        def step(a: Any, positive: Any, negative: Any, scale: Any) -> Any:
-            rows, dense = a["rows"], a["dense"]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([rows, dense])
-                z = logits(rows, dense, a["inverse"], a["weights"], a["numbers"])
-                loss = tf.reduce_sum(positive * tf.nn.softplus(-z) + negative * tf.nn.softplus(z))
-            row_gradients, dense_gradients = tape.gradient(
-                loss, [rows, dense], unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            return (
-                tf.sigmoid(z),
-                loss,
-                {name: tf.convert_to_tensor(g) for name, g in row_gradients.items()},
-                {name: g * scale for name, g in dense_gradients.items()},
-            )
+        arrays = (
+            tf.TensorSpec((None, places), tf.int32),
+            tensor(None, places),
+            tensor(None, self.encoder.num_numbers),
+            tensor(sum(self._dense_sizes)),
+            [tensor(None, table.dim) for table in self.tables],
+        )
 
-        @tf.function(input_signature=[arrays])
-        def predict(a: Any) -> Any:
-            return tf.sigmoid(logits(a["rows"], a["dense"], a["inverse"], a["weights"], a["numbers"]))
+        @tf.function(input_signature=[*arrays, tensor(2, None, len(self.labels))])
+        def step(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any, targets: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([packed, rows])
+                z = logits(inverse, weights, numbers, packed, rows)
+                loss = tf.reduce_sum(targets[0] * tf.nn.softplus(-z) + targets[1] * tf.nn.softplus(z))
+            dense_gradients, row_gradients = tape.gradient(
+                loss, [packed, rows], unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            return tf.sigmoid(z), loss, [tf.convert_to_tensor(g) for g in row_gradients], dense_gradients
+
+        @tf.function(input_signature=arrays)
+        def predict(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any) -> Any:
+            return tf.sigmoid(logits(inverse, weights, numbers, packed, rows))
 
         return step, predict
 

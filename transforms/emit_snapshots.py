@@ -17,7 +17,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import TimerSpec, on_timer
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
 
 from cuckooflow.embedding_store.api import Store
@@ -56,6 +56,7 @@ _registry_lock = threading.Lock()
 
 
 class _PublishFn(beam.DoFn):
+    SEEN = ReadModifyWriteStateSpec("seen", beam.coders.BooleanCoder())
     DUE = TimerSpec("due", TimeDomain.REAL_TIME)
     END = TimerSpec("snapshots_end", TimeDomain.WATERMARK)
 
@@ -68,6 +69,7 @@ class _PublishFn(beam.DoFn):
     def process(
         self,
         element: tuple[int, Tick],
+        seen: Any = beam.DoFn.StateParam(SEEN),
         due: Any = beam.DoFn.TimerParam(DUE),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Manifest]:
@@ -75,20 +77,23 @@ class _PublishFn(beam.DoFn):
             publisher = self._publisher()
             manifest = publisher.tick(element[1])
             waiting = publisher.waiting
+        seen.write(True)
         end.set(GlobalWindow().max_timestamp())
         if waiting:
             due.set(time.time() + self._options.interval_us / 1e6)
         yield from self._counted(manifest)
 
     @on_timer(DUE)
-    def on_due(self) -> Iterator[Manifest]:
+    def on_due(self, seen: Any = beam.DoFn.StateParam(SEEN)) -> Iterator[Manifest]:
         """The ticks paused: what was trained since the last snapshot is due."""
-        yield from self._forced()
+        if seen.read():  # else the end has come already
+            yield from self._forced()
 
     @on_timer(END)
-    def on_end(self) -> Iterator[Manifest]:
+    def on_end(self, seen: Any = beam.DoFn.StateParam(SEEN)) -> Iterator[Manifest]:
         """The input ended: publish what is left."""
         yield from self._forced()
+        seen.clear()
         with _registry_lock:
             _registry.pop(self._run_id, None)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cuckooflow.errors import OffsetOutOfRange
 from cuckooflow.logs.contract import LogRange, LogReader, Position
-from cuckooflow.transforms.coders import decode_stream
+from cuckooflow.transforms.batch_bytes import decode_stream
 from cuckooflow.transforms.dead_letters import (
     MALFORMED,
     MISSING_COLUMN,

@@ -14,7 +14,7 @@ import struct
 import pyarrow as pa
 
 from cuckooflow.errors import ChainBroken, ChainOverflow
-from cuckooflow.transforms.coders import decode_batch, encode_batch
+from cuckooflow.transforms.batch_bytes import decode_batch, encode_batch
 from cuckooflow.transforms.in_band import END_TIME_US, LOG_NAMES, NO_TIME_US, Header, read_header
 
 _LENGTH = struct.Struct("<I")

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cuckooflow.embedding_store.hashing import hash_rows
 from cuckooflow.logs.contract import MessageBatch
-from cuckooflow.transforms.coders import decode_stream, encode_batch
+from cuckooflow.transforms.batch_bytes import decode_stream, encode_batch
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.dead_letters import (
     EMPTY,

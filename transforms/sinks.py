@@ -20,7 +20,7 @@ import pyarrow as pa
 from cuckooflow.errors import MessageTooLarge, SpecError
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.logs.shared_writers import acquire_writer, release_writer
-from cuckooflow.transforms.coders import encode_batch
+from cuckooflow.transforms.batch_bytes import encode_batch
 from cuckooflow.transforms.dead_letters import DEAD_LETTER_SCHEMA, to_json_lines
 from cuckooflow.transforms.front_ends import wall_clock_us
 

@@ -76,12 +76,14 @@ class SnapshotPublisher:
         self._store = store
         self._options = options
         self._last_us: int | None = None
-        self._rows = 0
+        manifests = list_manifests(options.folder)
+        # Whoever published before may have died with news that no snapshot holds.
+        self._rows = 1 if manifests else 0
         self._event_time_us: int | None = None
         self._rate = 1.0
         self._arrivals: deque[int] = deque(maxlen=16 * ARRIVALS_MAX)
         self._records: deque[Mapping[str, Any]] = deque(maxlen=_RECORDS_MAX)
-        fulls = [m.created_us for m in list_manifests(options.folder) if m.kind == "full"]
+        fulls = [m.created_us for m in manifests if m.kind == "full"]
         self._last_full_us = fulls[-1] if fulls else None
 
     @property

@@ -2,9 +2,10 @@
 
 A thin shell around :class:`~cuckooflow.transforms.trainer.Trainer`, one for each partition. Trainers
 live in a registry of the worker's process, not in the DoFn, which the worker swaps between bundles;
-nothing is lost with them, since each begins where the store's mark stands. So the DoFn needs no state,
-only timers: one in processing time pushes what waits when the input pauses, one at the end of the input
-pushes the rest and makes sure that the store has all of it.
+nothing is lost with them, since each begins where the store's mark stands. Keyed state holds only the last
+range that came, so that a timer on another worker knows up to where to train. One timer in processing time
+pushes what waits when the input pauses; one at the end of the input pushes the rest and makes sure that the
+store has all of it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import TimerSpec, on_timer
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
 
 import cuckooflow
 from cuckooflow.embedding_store.api import Store
 from cuckooflow.errors import CuckooflowError
+from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.base import Model
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import build_model
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms import coders as coders  # registers the RecordBatch coder
+from cuckooflow.transforms.ranges import read_range_header
 from cuckooflow.transforms.trainer import RangeReader, Trainer
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import Output
@@ -73,7 +76,7 @@ class TrainStep(beam.PTransform):
     Outputs, as attributes of the result:
         ``ticks``: :class:`~cuckooflow.transforms.training_output.Tick`, one an element; feed it to
             ``EmitSnapshots``.
-        ``metrics``: dicts, see ``Trainer.metric_records``.
+        ``metrics``: dicts, see :class:`~cuckooflow.transforms.training_output.Output`.
         ``dead``: RecordBatches of dead letters.
         ``predictions``: RecordBatches, see :class:`Output`; nothing unless asked for.
 
@@ -96,6 +99,15 @@ class TrainStep(beam.PTransform):
 
 def _keyed(element: tuple[int, pa.RecordBatch]) -> tuple[int, pa.RecordBatch]:
     return element
+
+
+def _plain(range_: LogRange) -> tuple[Any, ...]:
+    return (range_.log, range_.incarnation, range_.partition, *range_.first, *range_.last)
+
+
+def _range(plain: tuple[Any, ...]) -> LogRange:
+    log, incarnation, partition = plain[:3]
+    return LogRange(log, incarnation, partition, Position(*plain[3:5]), Position(*plain[5:]))
 
 
 @dataclass
@@ -146,6 +158,7 @@ def _forget(run_id: str, partition: int) -> None:
 
 
 class _TrainFn(beam.DoFn):
+    SEEN = ReadModifyWriteStateSpec("seen", beam.coders.FastPrimitivesCoder())
     FLUSH = TimerSpec("flush", TimeDomain.REAL_TIME)
     END = TimerSpec("end", TimeDomain.WATERMARK)
 
@@ -166,6 +179,7 @@ class _TrainFn(beam.DoFn):
     def process(
         self,
         element: tuple[int, pa.RecordBatch],
+        seen: Any = beam.DoFn.StateParam(SEEN),
         flush: Any = beam.DoFn.TimerParam(FLUSH),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
@@ -174,27 +188,36 @@ class _TrainFn(beam.DoFn):
         with partition.lock:
             out = partition.trainer.accept(batch)
             waiting = partition.trainer.waiting
+        seen.write(_plain(read_range_header(batch).range))
         end.set(GlobalWindow().max_timestamp())
         if waiting:
             flush.set(time.time() + self._config.options.max_delay_us / 1e6)
         yield from self._tagged(out)
 
     @on_timer(FLUSH)
-    def on_flush(self, key: int = beam.DoFn.KeyParam) -> Iterator[Any]:
+    def on_flush(
+        self, key: int = beam.DoFn.KeyParam, seen: Any = beam.DoFn.StateParam(SEEN)
+    ) -> Iterator[Any]:
         """The input paused for as long as a row may wait, since each element sets this timer anew."""
-        partition = _partition(self._run_id, self._config, key)
-        with partition.lock:
-            out = partition.trainer.flush(time.time_ns() // 1000)
-        yield from self._tagged(out)
+        yield from self._late(key, seen.read(), ended=False)
 
     @on_timer(END)
-    def on_end(self, key: int = beam.DoFn.KeyParam) -> Iterator[Any]:
+    def on_end(self, key: int = beam.DoFn.KeyParam, seen: Any = beam.DoFn.StateParam(SEEN)) -> Iterator[Any]:
         """The input ended: push the rest, and see that the store has everything."""
-        partition = _partition(self._run_id, self._config, key)
-        with partition.lock:
-            out = partition.trainer.finish(time.time_ns() // 1000)
-        yield from self._tagged(out)
+        yield from self._late(key, seen.read(), ended=True)
+        seen.clear()
         _forget(self._run_id, key)
+
+    def _late(self, key: int, seen: tuple[Any, ...] | None, ended: bool) -> Iterator[Any]:
+        if seen is None:  # the end has come already
+            return
+        partition = _partition(self._run_id, self._config, key)
+        now_us = time.time_ns() // 1000
+        with partition.lock:
+            trainer = partition.trainer
+            outs = [trainer.reach(_range(seen)), trainer.finish(now_us) if ended else trainer.flush(now_us)]
+        for out in outs:
+            yield from self._tagged(out)
 
     def _tagged(self, out: Output) -> Iterator[Any]:
         self._trained.inc(sum(tick.rows for tick in out.ticks))

@@ -16,19 +16,17 @@ rows between the two. Not thread-safe; its owner locks.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from cuckooflow.embedding_store.api import Floats, PushAnswer, Store, TablePush
+from cuckooflow.embedding_store.api import Floats, Store, TablePush
 from cuckooflow.errors import (
     LogNotOpened,
     MarkMismatch,
@@ -39,20 +37,16 @@ from cuckooflow.errors import (
 )
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.base import Lookup, Model, StepResult, distinct
-from cuckooflow.models.progressive import Progressive
 from cuckooflow.models.registry import COUNT_TABLE
 from cuckooflow.transforms.ranges import RangeHeader, read_range_header
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import (
-    ARRIVALS_PER_TICK_MAX,
     GRADIENT_NOT_FINITE,
     NOT_ENCODABLE,
     Output,
-    Tick,
     dead_rows,
-    prediction_batch,
-    shifted,
 )
+from cuckooflow.transforms.training_report import TrainingReport
 from cuckooflow.transforms.training_rows import Correction, TrainingRows, training_rows
 
 
@@ -119,19 +113,13 @@ class Trainer:
         self._reader: RangeReader | None = None
         self._options = options
         self._correction = correction
-        self._predictions = predictions
         self._log: LogRange | None = None
-        self._first = self._end = self._measured = Position(0)
+        self._first = self._end = Position(0)
         self._buffer: deque[TrainingRows] = deque()
         self._buffered = 0
         self._waiting_since_us: int | None = None
         self._checked_us: int | None = None
-        self._emitted_us: int | None = None
-        self._progressive = Progressive(model.labels, options.metrics_window_us)
-        self._event_time_us: int | None = None
-        self._rate = 1.0
-        self._trained = 0
-        self._arrivals: list[npt.NDArray[np.int64]] = []
+        self._report = TrainingReport(model.labels, options, correction, predictions)
         self._executor = ThreadPoolExecutor(1, "prefetch") if options.prefetch else None
         self._ahead: _Ahead | None = None
 
@@ -166,7 +154,7 @@ class Trainer:
         if self._log is not None and self.waiting:
             with self._all_or_reset():
                 self._drain(out, everything=True)
-                self._report(now_us, out, False)
+                self._tell(now_us, out, False)
         return out
 
     def finish(self, now_us: int) -> Output:
@@ -176,7 +164,19 @@ class Trainer:
             with self._all_or_reset():
                 self._drain(out, everything=True)
                 self._settle(out)
-                self._report(now_us, out, True)
+                self._tell(now_us, out, True)
+        return out
+
+    def reach(self, range_: LogRange) -> Output:
+        """See that everything up to a range's end is here or in the store, from the log if need be.
+
+        For a range whose rows came to a trainer that is no more. Errors as :meth:`accept`.
+        """
+        out = Output()
+        with self._all_or_reset():
+            if self._log is None:
+                self._open(range_)
+            self._bridge(range_.last, out)
         return out
 
     def close(self) -> None:
@@ -202,10 +202,7 @@ class Trainer:
     def _accept(self, batch: pa.RecordBatch, header: RangeHeader, out: Output) -> None:
         if self._log is None:
             self._open(header.range)
-        if header.range.first > self._end:
-            self._drain(out, everything=True)
-            self._fill(self._end, header.range.first, out)
-            self._first = self._end = header.range.first
+        self._bridge(header.range.first, out)
         if header.range.last > self._end:
             self._append(batch, header, out)
         before = self._first
@@ -216,14 +213,21 @@ class Trainer:
             self._settle(out)
         else:
             self._check(header.polled_us, out)
-        self._report(header.polled_us, out, header.end)
+        self._tell(header.polled_us, out, header.end)
+
+    def _bridge(self, to: Position, out: Output) -> None:
+        """Train what lies between the buffer's end and ``to``: elements that never came here."""
+        if to > self._end:
+            self._drain(out, everything=True)
+            self._fill(self._end, to, out)
+            self._first = self._end = to
 
     def _open(self, range_: LogRange) -> None:
         # Where the partition is open already its mark stays, and that is where this trainer begins.
         self._store.open_log(range_.log, range_.incarnation, {range_.partition: range_.first})
         self._log = range_
         self._first = self._end = self._mark()
-        self._measured = max(self._measured, self._first)
+        self._report.measured = max(self._report.measured, self._first)
 
     def _mark(self) -> Position:
         """The lowest mark of the partition."""
@@ -338,7 +342,7 @@ class Trainer:
             self._reader = self._reader_factory()
         assert self._log is not None
         batch, header = self._reader.read(self._log.partition, first, last, self._options.fill_rows_max)
-        if first >= self._measured and self._reader.dead_letters.num_rows:
+        if first >= self._report.measured and self._reader.dead_letters.num_rows:
             out.dead.append(self._reader.dead_letters)
         if header.range.last <= first:
             raise TrainingGap(
@@ -356,7 +360,7 @@ class Trainer:
     def _push(self, piece: _Piece, out: Output, following: _Piece | None) -> None:
         rows, range_ = piece.rows, self._range(piece.first, piece.last)
         if rows is None or not len(rows):
-            self._store.push(range_, {}, {}, self._event_time_us or 0)
+            self._store.push(range_, {}, {}, self._report.event_time_us or 0)
             return
         lookup, tables, dense = self._pulled(piece)
         self._fetch(following)
@@ -374,7 +378,8 @@ class Trainer:
             self._store.push(range_, {}, {}, newest_us)
             out.dead.append(dead_rows(rows.batches, range_, GRADIENT_NOT_FINITE, str(error)))
             return
-        self._count(rows, result, answer, out)
+        if answer.applied:
+            self._report.learned(rows, result.probabilities, out)
 
     def _pulled(self, piece: _Piece) -> tuple[Lookup, dict[str, Floats], dict[str, Floats]]:
         assert piece.rows is not None
@@ -404,30 +409,11 @@ class Trainer:
             pushes[COUNT_TABLE] = TablePush(lookup.ids, occurred, lookup.counts)
         return pushes
 
-    # --- what is told ---------------------------------------------------------------------------
+    def _tell(self, now_us: int, out: Output, end: bool) -> None:
+        assert self._log is not None
+        self._report.tell(self._log, self._first, now_us, out, end)
 
-    def _count(self, rows: TrainingRows, result: StepResult, answer: PushAnswer, out: Output) -> None:
-        if not answer.applied:
-            return
-        newest = int(rows.times_us.max())
-        self._event_time_us = max(newest, self._event_time_us if self._event_time_us is not None else newest)
-        # What a restored store learns again was predicted and told before.
-        new = rows.before(self._measured)
-        if new == len(rows):
-            return
-        result = dataclasses.replace(result, probabilities=result.probabilities[new:])
-        rows = rows.slice(new, len(rows))
-        last = rows.position(len(rows) - 1)
-        self._measured = Position(last.offset, last.row + 1)
-        self._trained += len(rows)
-        self._rate = float(rows.rates[-1])
-        self._arrivals.append(rows.appends_us[rows.labels.any(axis=1)])
-        probabilities = result.probabilities
-        if self._correction == "log_odds":
-            probabilities = shifted(probabilities, rows.rates)
-        self._progressive.add(rows.times_us, probabilities, rows.labels, rows.metric_weights)
-        if self._predictions:
-            out.predictions.append(prediction_batch(self._model.labels, rows, result.probabilities))
+    # --- whether the store has it ----------------------------------------------------------------
 
     def _check(self, now_us: int, out: Output) -> None:
         """Every few seconds: whether the store still has what was pushed."""
@@ -447,55 +433,6 @@ class Trainer:
             f"expected the store to reach {self._first}, it stands at {self._mark()} after "
             f"{self._options.push_attempts_max} attempts; is it being restarted over and over?"
         )
-
-    def _report(self, now_us: int, out: Output, end: bool) -> None:
-        assert self._log is not None
-        if end or self._emitted_us is None or now_us - self._emitted_us >= self._options.metrics_interval_us:
-            self._emitted_us = now_us
-            out.metrics += self.metric_records(now_us)
-        arrivals = np.concatenate(self._arrivals) if self._arrivals else np.empty(0, np.int64)
-        if len(arrivals) > ARRIVALS_PER_TICK_MAX:
-            picked = np.linspace(0, len(arrivals) - 1, ARRIVALS_PER_TICK_MAX).astype(np.int64)
-            arrivals = np.sort(arrivals)[picked]
-        out.ticks.append(
-            Tick(
-                log=self._log.log,
-                partition=self._log.partition,
-                first=self._first,
-                polled_us=now_us,
-                event_time_us=self._event_time_us,
-                rows=self._trained,
-                rate=self._rate,
-                arrivals_us=tuple(arrivals.tolist()),
-                metrics=tuple(out.metrics),
-                end=end,
-            )
-        )
-        self._trained = 0
-        self._arrivals = []
-
-    def metric_records(self, now_us: int) -> list[dict[str, Any]]:
-        """Progressive figures since the last call, JSON-ready; see :class:`LabelMetrics`.
-
-        Each is an increment: records of one window and label add up. Besides the figures it says
-        ``kind`` ("progressive"), ``log``, ``partition``, ``label``, ``window_start_us``, ``window_us``,
-        ``polled_us`` and ``position`` (up to where it was trained).
-        """
-        assert self._log is not None
-        return [
-            {
-                "kind": "progressive",
-                "log": self._log.log,
-                "partition": self._log.partition,
-                "label": label,
-                "window_start_us": start,
-                "window_us": self._options.metrics_window_us,
-                "polled_us": now_us,
-                "position": list(self._measured),
-                **figures.to_json(),
-            }
-            for start, label, figures in self._progressive.take()
-        ]
 
 
 def _cut(piece: _Piece, marks: list[Position]) -> list[_Piece]:

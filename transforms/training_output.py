@@ -58,7 +58,10 @@ class Output:
 
     Attributes:
         ticks: at most one.
-        metrics: progressive figures, see :meth:`Trainer.metric_records`.
+        metrics: progressive figures, JSON-ready increments: those of one window and label add up. Besides
+            the figures (see ``LabelMetrics.to_json``) each says ``kind`` ("progressive"), ``log``,
+            ``partition``, ``label``, ``window_start_us``, ``window_us``, ``polled_us`` and ``position``
+            (up to where it was trained).
         dead: batches of dead letters.
         predictions: batches of ``_offset``, ``_row``, ``_time`` and for each label ``label_<name>`` and
             ``p_<name>`` (float32, before learning, of the sampled stream), where they are asked for.

@@ -16,7 +16,7 @@ uint32_t Core::lookup(const std::vector<LookupRequest>& requests, const std::vec
   return epoch();
 }
 
-void Core::push(const Push& push, const uint8_t* bucket_mask) {
+void Core::push(const Push& push, const uint8_t* bucket_mask) noexcept {
   const std::unique_lock<FairLock> hold(lock_);
   for (const Push::TablePart& part : push.tables)
     tables_[part.table]->apply(part.batch, bucket_mask, epoch());
@@ -26,7 +26,7 @@ void Core::push(const Push& push, const uint8_t* bucket_mask) {
   }
 }
 
-void Core::assign(const std::vector<AssignRequest>& requests, uint32_t epoch) {
+void Core::assign(const std::vector<AssignRequest>& requests, uint32_t epoch) noexcept {
   const std::unique_lock<FairLock> hold(lock_);
   for (const AssignRequest& r : requests) tables_[r.table]->assign(r.ids, r.weights, r.n, epoch);
   epoch_.store(epoch, std::memory_order_release);

@@ -64,8 +64,10 @@ class Core {
 
   // All requests see one version; `dense_out[i]` may be null. The epoch they saw.
   uint32_t lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out);
-  void push(const Push& push, const uint8_t* bucket_mask);
-  void assign(const std::vector<AssignRequest>& requests, uint32_t epoch);
+  // A push is applied whole: where memory runs out in the middle, the process ends rather than going on
+  // with half of it, and its successor restores the last checkpoint. The same holds for assign.
+  void push(const Push& push, const uint8_t* bucket_mask) noexcept;
+  void assign(const std::vector<AssignRequest>& requests, uint32_t epoch) noexcept;
 
   // What was touched after `base` (or all), for every table, at one moment; begins the next epoch.
   struct Collected {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "huge_memory.h"
@@ -35,6 +36,7 @@ class RowSlab {
 
   // A new zeroed row's number.
   uint32_t append() {
+    if (size_ == kRowsMax) throw std::bad_alloc();
     if ((size_ >> shift_) == chunks_.size()) chunks_.emplace_back(row_bytes_ << shift_);
     return size_++;
   }
@@ -48,6 +50,7 @@ class RowSlab {
   }
 
  private:
+  static constexpr uint32_t kRowsMax = 0xffffffffU;  // the last number means: no row
   // Bound of a chunk: 16 huge pages, so that rounding up to whole ones wastes little. Pages that no row
   // has touched yet cost nothing.
   static constexpr size_t kChunkBytes = 16 * HugeBlock::kAlign;

@@ -147,8 +147,8 @@ def _finish(result: DemoResult, report: Path, started_s: float, console: Console
         "first_served_fraction": round(result.first_served_fraction, 4),
         "balance_ok": all(holds[name] for name in checks.BALANCES),
         "counting_equal": holds[checks.COUNTING],
-        "auc": _rounded(figures[LIVE][0]),
-        "frozen_auc": _rounded(figures[FROZEN][0]),
+        "auc": _rounded(figures[LIVE].auc()),
+        "frozen_auc": _rounded(figures[FROZEN].auc()),
         "freshness_p50_s": _rounded(result.freshness_p50_s()),
         "seconds": round(time.monotonic() - started_s, 1),
     }
@@ -160,8 +160,10 @@ def _print_summary(result: DemoResult, report: Path, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("from the half on", "AUC", "log loss", "predicted / observed"):
         table.add_column(column, justify="left" if column.startswith("from") else "right")
-    for name, (auc, loss, calibration) in result.figures().items():
-        table.add_row(name, f"{auc:.4f}", f"{loss:.4f}", f"{calibration:.3f}")
+    for name, figures in result.figures().items():
+        table.add_row(
+            name, f"{figures.auc():.4f}", f"{figures.log_loss():.4f}", f"{figures.calibration():.3f}"
+        )
     console.print()
     console.print(table)
     console.print(f"\n{result.verdict()}\n")

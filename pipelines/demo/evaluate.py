@@ -6,6 +6,7 @@ counts in the same windows with the same weights.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,12 @@ def frozen_curve(job: JobSpec, examples: Iterable[pa.RecordBatch], snapshots: Pa
     model = build_model(job.model, job.features)
     tables = store_config(model).tables
     store = ReadStore(tables)
+    read = {table.name for table in tables}
     manifests = list_manifests(snapshots)
     for manifest in manifests:
-        store.apply(read_snapshot(snapshots, manifest))
+        delta = read_snapshot(snapshots, manifest)
+        wanted = {name: table for name, table in delta.tables.items() if name in read}  # not the counts
+        store.apply(dataclasses.replace(delta, tables=wanted))
     frozen_us = max(m.event_time_us for m in manifests if m.event_time_us is not None)
 
     def pull(ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:

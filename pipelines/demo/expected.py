@@ -82,7 +82,14 @@ def expected_outcomes(events: DemoEvents, rules: Rules) -> Outcomes:
     has = (acted.impression != NEVER_SHOWN) & (keys[at] == acted.impression)
     impression_us = np.where(has, time_us[at], _NEVER_US)
     outcome = _action_outcomes(acted, before_acted, impression_us, rules)
-    waits_until = np.where(has, impression_us, 1_000_000 * acted.time_s) + rules.window_us
+    acted_us = 1_000_000 * acted.time_s
+    delay_us = acted_us - impression_us
+    theirs = has & (delay_us >= 0) & (delay_us <= rules.window_us)
+    closed_us = np.where(theirs, impression_us, acted_us) + rules.window_us
+    # A late one is taken when the clock has passed its own watermark; one past every horizon, at once.
+    waits_until = np.where(before_acted >= closed_us, before_acted + 1, closed_us)
+    past_us = acted_us + rules.window_us + rules.late_horizon_us
+    waits_until = np.where(before_acted >= past_us, _NEVER_US, waits_until)
     still_open = waits_until > clock_us
     repeats = on_time.copy()
     repeats[np.flatnonzero(on_time)[first]] = False

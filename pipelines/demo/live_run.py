@@ -36,7 +36,7 @@ KILLS = (("store", 0.58), ("train", 0.68))
 #: Where the model is frozen that the live one is compared with.
 FROZEN_AT = 0.5
 #: The replay may not stand still for longer than this; a killed trainer is back after some ten seconds.
-STALLED_S = 90.0
+STALLED_S = 120.0
 #: After the replay the system must have worked everything off within this.
 SETTLE_S = 60.0
 _LOOK_S = 0.05
@@ -277,7 +277,7 @@ class LiveRun:
         """Whether every bucket of the store stands at the end of the examples log."""
         log = LocalLog.open(self._job.path(self._job.logs.examples.path))
         try:
-            store = connect(store_address, retry_s=1.0)
+            store = connect(store_address, retry_s=0)
             marks = store.marks(log.name)
             store.close()
         except CuckooflowError:

@@ -225,7 +225,7 @@ class Observer:
 
     def _look_at_store(self) -> None:
         try:
-            store = connect(self._store_address, retry_s=STORE_LOOK_S)
+            store = connect(self._store_address, retry_s=0)
             stats = store.stats()
         except (StoreError, OSError):
             return  # it was just killed, on purpose; the next look finds the restarted one

@@ -85,8 +85,8 @@ def _tiles(result: DemoResult) -> str:
     middle = f"{result.freshness_p50_s():.1f} s"
     replay_s = max(1e-9, (result.replayed_us - result.started_us) / 1e6)
     tiles = [
-        (f"{figures[LIVE][0]:.4f}", "AUC of the live model, second half"),
-        (f"{figures[FROZEN][0]:.4f}", "AUC of the model frozen at half"),
+        (f"{figures[LIVE].auc():.4f}", "AUC of the live model, second half"),
+        (f"{figures[FROZEN].auc():.4f}", "AUC of the model frozen at half"),
         (middle, "freshness, median: action appended to effect served"),
         (f"{result.first_served_fraction:.1%}", "of the replay done when the scorer first served"),
         (f"{result.lines / replay_s:,.0f}", "events a second, logs to served model"),
@@ -111,14 +111,18 @@ def _quality(result: DemoResult) -> str:
     loss.update_yaxes(title="log loss")
     figures = result.figures()
     table = _table(
-        ("from the half on", "AUC", "log loss", "predicted / observed"),
-        [(name, f"{a:.4f}", f"{b:.4f}", f"{c:.3f}") for name, (a, b, c) in figures.items()],
+        ("from the half on", "AUC", "log loss", "predicted / observed", "examples"),
+        [
+            (name, f"{m.auc():.4f}", f"{m.log_loss():.4f}", f"{m.calibration():.3f}", f"{m.rows:,}")
+            for name, m in figures.items()
+        ],
     )
     return (
         "<h2>How well it predicts likes</h2>"
         "<p class='note'>Progressive validation over event time: every example is predicted before any model "
         f"learns from it. A point covers {SMOOTHED_WINDOWS} days. The running mean has no AUC curve: "
-        "it predicts the same for everything at a time.</p>"
+        "it predicts the same for everything at a time. Of the live model a few examples are missing: those whose "
+        "figures the killed trainer had not written yet.</p>"
         f"<div class='card'>{_html(auc)}</div><div class='card'>{_html(loss)}</div><div class='card'>{table}</div>"
     )
 

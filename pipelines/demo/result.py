@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cuckooflow.models.progressive import LabelMetrics
 from cuckooflow.pipelines.demo.checks import Check
 from cuckooflow.pipelines.demo.curves import Curve, total
 from cuckooflow.pipelines.demo.exposures import Exposures
@@ -47,23 +48,23 @@ class DemoResult:
     lines: int
     notes: tuple[str, ...]
 
-    def figures(self) -> dict[str, tuple[float, float, float]]:
-        """Model -> (AUC, log loss, calibration) over the windows in which all are compared."""
-        found = {}
-        for name, curve in self.curves.items():
-            whole = total(curve, self.frozen_us)
-            found[name] = (whole.auc(), whole.log_loss(), whole.calibration())
-        return found
+    def figures(self) -> dict[str, LabelMetrics]:
+        """Model -> figures over the windows in which all are compared.
+
+        The live model's lack the few rows whose figures the killed trainer had not written yet.
+        """
+        return {name: total(curve, self.frozen_us) for name, curve in self.curves.items()}
 
     def verdict(self) -> str:
         """Who was better in that half, said plainly."""
         figures = self.figures()
         live, lr, frozen = figures[LIVE], figures[LR], figures[FROZEN]
-        better = "beats" if live[0] > lr[0] else "does NOT beat"
-        text = f"The live model {better} logistic regression: AUC {live[0]:.4f} against {lr[0]:.4f}"
-        text += f", log loss {live[1]:.4f} against {lr[1]:.4f}. "
-        gain = live[0] - frozen[0]
-        text += f"Learning on after half is worth {gain:+.4f} of AUC over the model frozen there ({frozen[0]:.4f})."
+        better = "beats" if live.auc() > lr.auc() else "does NOT beat"
+        text = f"The live model {better} logistic regression: AUC {live.auc():.4f} against {lr.auc():.4f}"
+        text += f", log loss {live.log_loss():.4f} against {lr.log_loss():.4f}. "
+        gain = live.auc() - frozen.auc()
+        text += f"Learning on after half is worth {gain:+.4f} of AUC over the model frozen there "
+        text += f"({frozen.auc():.4f})."
         return text
 
     def freshness_s(self, share: float) -> float:

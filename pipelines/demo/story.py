@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cuckooflow.pipelines.demo.exposures import Exposures
 from cuckooflow.pipelines.demo.feedback import LIKE, DemoEvents
 
-#: Films that are ranked.
+#: Films that are ranked: half of them nearest to the user's likes by genre, half farthest.
 CANDIDATES = 10
+#: They are taken from the films that were shown most often.
+POPULAR = 150
 #: Where in the replay the story may happen, as shares of its lines.
 EARLIEST, LATEST = 0.78, 0.93
 #: A sitting: likes of one user that follow each other within this time.
@@ -28,7 +31,8 @@ class Story:
         last_like_us: arrival of the last like of this sitting.
         settled_us: event time from which a model that was trained so far has seen all of these likes.
         liked: rows of the items that were liked, in order.
-        candidates: rows of the items to rank: what others were shown most, never shown to this user.
+        candidates: rows of the items to rank: often shown, but never to this user; the first half has the
+            genres that the user likes more than others do, the second half those liked less.
     """
 
     user: int
@@ -133,7 +137,10 @@ def choose_story(shown: Exposures, events: DemoEvents, window_us: int) -> Story:
     seen = np.unique(shown.item[shown.user == user])
     before = shown.item[: first_row[user]]
     popular = np.argsort(-np.bincount(before, minlength=len(shown.items)), kind="stable")
-    candidates = popular[~np.isin(popular, seen)][:CANDIDATES]
+    unseen = popular[~np.isin(popular, seen)][:POPULAR]
+    by_taste = unseen[np.argsort(-_taste(shown, liked_rows)[unseen], kind="stable")]
+    half = CANDIDATES // 2
+    candidates = np.concatenate([by_taste[:half], by_taste[max(half, len(by_taste) - half) :]])
     return Story(
         user=user,
         first_us=1_000_000 * int(shown.time_s[first_row[user]]),
@@ -142,6 +149,23 @@ def choose_story(shown: Exposures, events: DemoEvents, window_us: int) -> Story:
         liked=tuple(int(item) for item in shown.item[liked_rows]),
         candidates=tuple(int(item) for item in candidates),
     )
+
+
+def _taste(shown: Exposures, liked_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(items,) how much more often an item's genres are among these likes than among everybody's.
+
+    The mean, over the item's genres, of the logarithm of the ratio; of the events alone, no model asked.
+    """
+    genres = sorted({genre for listed in shown.items["genres"].to_pylist() for genre in listed})
+    number = {genre: at for at, genre in enumerate(genres)}
+    has = np.zeros((len(shown.items), len(genres)))
+    for item, listed in enumerate(shown.items["genres"].to_pylist()):
+        has[item, [number[genre] for genre in listed]] = 1
+    here = has[shown.item[liked_rows]].mean(axis=0)
+    everywhere = has[shown.item[shown.liked]].mean(axis=0)
+    ratio = np.log((here + 0.01) / (everywhere + 0.01))
+    taste: npt.NDArray[np.float64] = (has @ ratio) / np.maximum(has.sum(axis=1), 1)
+    return taste
 
 
 def instances(shown: Exposures, story: Story) -> list[dict[str, Any]]:

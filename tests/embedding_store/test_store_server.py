@@ -192,8 +192,9 @@ def test_arrays_of_many_pieces(embedded, feeder):
 
 def test_a_message_over_the_bound_is_refused_before_it_is_read(client):
     client.open_log("examples", "made-once", {0: Position(0)})
-    with pytest.raises(LimitExceeded, match="at most 4194304 bytes"):
-        client.lookup({"user": np.zeros(600_000, np.uint64)})
+    for n, bound in ((600_000, 4 << 20), (20_000_000, 4 << 20), (40_000_000, 256 << 20)):
+        with pytest.raises(LimitExceeded, match=f"at most {bound} bytes"):
+            client.lookup({"user": np.zeros(n, np.uint64)})
     assert client.lookup({"user": np.zeros(1, np.uint64)})["user"].shape == (1, 5)
 
 

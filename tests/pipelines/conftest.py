@@ -36,11 +36,6 @@ class Films:
     job: JobSpec
     expected: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
-    def reload(self, text: str) -> None:
-        """Write another spec and load it."""
-        self.spec.write_text(text)
-        self.job = load_spec(self.spec)
-
     def make_logs(self) -> None:
         for log in (self.job.logs.impressions, self.job.logs.actions):
             LocalLog.create(self.job.path(log.path), log.partitions)
@@ -83,6 +78,25 @@ class Films:
             with LocalLogWriter(self.job.path(self.job.logs.actions.path)) as writer:
                 writer.append(0, [json.dumps(r).encode() for r in actions], now_us)
 
+    def close_windows(self, at_ms: int, impression_partitions: tuple[int, ...] = (0, 1)) -> None:
+        """Bring every partition's clock to a time, by events that nothing else is expected of."""
+        shown = [
+            {
+                "request_id": f"r{p}-closing-{at_ms}",
+                "item_id": "i0",
+                "time": at_ms,
+                "user_id": "u",
+                "genres": ["all"],
+            }
+            for p in (0, 1)
+        ]
+        for partition in impression_partitions:
+            with LocalLogWriter(self.job.path(self.job.logs.impressions.path), [partition]) as writer:
+                writer.append(partition, [json.dumps(shown[partition]).encode()], time.time_ns() // 1_000)
+        with LocalLogWriter(self.job.path(self.job.logs.actions.path)) as writer:
+            action = {"request_id": "none", "item_id": "i0", "time": at_ms, "action": "click"}
+            writer.append(0, [json.dumps(action).encode()], time.time_ns() // 1_000)
+
     def rows(self, log: Path) -> list[dict[str, object]]:
         """Every row in a log of Arrow or JSON messages."""
         reader = LocalLog.open(self.job.path(log))
@@ -107,10 +121,11 @@ class Films:
         return any(reader.end_offset(p) > reader.start_offset(p) for p in reader.partitions())
 
     def labels(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(request, item) -> (click, like) of the distinct examples in the examples log."""
+        """(request, item) -> (click, like) of the distinct examples, without those of ``close_windows``."""
         return {
             (str(r["request_id"]), str(r["item_id"])): (int(str(r["label_click"])), int(str(r["label_like"])))
             for r in self.rows(self.job.logs.examples.path)
+            if "-closing-" not in str(r["request_id"])
         }
 
     def balances(self) -> dict[tuple[str, int], dict[str, int]]:

@@ -117,7 +117,7 @@ def test_figures_compare_only_what_came_after_the_freeze() -> None:
     for start, figures in result.curves[LIVE].items():
         if start >= 20 * DAY_US:
             later.merge(figures)
-    assert result.figures()[LIVE][0] == later.auc()
+    assert result.figures()[LIVE].auc() == later.auc()
     assert total(result.curves[LIVE]).rows == 40 * 400
 
 

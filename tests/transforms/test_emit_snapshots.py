@@ -215,6 +215,17 @@ def test_only_the_event_time_timer_publishes_the_rest_at_the_end(tmp_path: Path,
     assert [m.kind for m in list_manifests(tmp_path)] == ["full", "delta"]
 
 
+def test_news_that_a_lost_publisher_held_come_with_the_next(tmp_path: Path, shared: Shared) -> None:
+    push(shared[0], [1])
+    lost = SnapshotPublisher(shared[0], options(tmp_path))
+    lost.tick(tick(0))
+    push(shared[0], [2])
+    assert lost.tick(tick(5)) is None
+    manifest = SnapshotPublisher(shared[0], options(tmp_path)).publish(30 * SECOND, force=True)
+    assert manifest is not None
+    assert read_snapshot(tmp_path, manifest).tables["linear"].ids.tolist() == [2]
+
+
 def test_no_ticks_no_snapshots(tmp_path: Path, shared: Shared) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         assert_that(pipeline | beam.Create([]) | EmitSnapshots(shared[1], options(tmp_path)), equal_to([]))

@@ -265,7 +265,7 @@ def play(
     return shard, pa.concat_tables(seen)
 
 
-quick = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @quick

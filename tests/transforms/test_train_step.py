@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from cuckooflow.models.snapshots import list_manifests
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms import train_step
 from cuckooflow.transforms.emit_snapshots import EmitSnapshots
-from cuckooflow.transforms.ranges import RangeHeader, attach_range
+from cuckooflow.transforms.ranges import RangeHeader, attach_range, read_range_header
 from cuckooflow.transforms.shared_stores import share_store, shared_store, unshare_store
 from cuckooflow.transforms.snapshot_publisher import SnapshotOptions
 from cuckooflow.transforms.train_step import TrainConfig, TrainStep
@@ -157,6 +158,32 @@ def test_only_the_event_time_timer_pushes_the_rest_at_the_end(shared: Shared) ->
     with streaming() as pipeline:
         pipeline | stream | TrainStep(config(shared))
     # Processing time never moved, so no other timer can have fired.
+    assert counted(shared[0], 5) == [1.0] * 5
+
+
+class Again:
+    """Reads the log that :func:`element` makes."""
+
+    dead_letters = pa.record_batch({"reason": pa.array([], pa.string())})
+
+    def read(self, partition: int, first: Position, last: Position, max_rows: int) -> Any:
+        batch = element(partition, first.offset, min(last.offset, first.offset + max_rows))[1]
+        return batch, read_range_header(batch)
+
+
+def _lose_the_worker(_: Tick) -> None:
+    train_step._registry.clear()
+
+
+@pytest.mark.parametrize("paused", [True, False], ids=["at a pause", "at the end"])
+def test_what_a_lost_worker_held_is_trained_by_the_next(shared: Shared, paused: bool) -> None:
+    stream = Stream().add_elements([element(0, 0, 5)])
+    if paused:
+        stream.advance_processing_time(FAR)
+    stream.advance_watermark_to_infinity()
+    with streaming() as pipeline:
+        out = pipeline | stream | TrainStep(dataclasses.replace(config(shared), reader=Again))
+        out.ticks | beam.Map(_lose_the_worker)
     assert counted(shared[0], 5) == [1.0] * 5
 
 
