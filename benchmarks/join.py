@@ -75,7 +75,7 @@ OPTIONS = JoinOptions(
     cache_bytes=1 << 30,
     tick_us=0,
 )
-PER_KEY_BUNDLE_EVENTS = 20_000
+PER_KEY_IMPRESSIONS = 10_000
 
 
 def tables(impressions: int, seed: int) -> tuple[pa.Table, pa.Table]:
@@ -296,7 +296,7 @@ def main() -> None:
     beam_s, examples = timed(lambda: run_beam(elements))
     print(f"Beam in process: {events / beam_s:,.0f} events/s; {examples:,} examples")
     assert examples == counts["examples"], (examples, counts)
-    n = 4_000 if args.quick else PER_KEY_BUNDLE_EVENTS
+    n = 1_500 if args.quick else PER_KEY_IMPRESSIONS
     few_shown, few_acted = tables(n, args.seed)
     per_key_s, plain = timed(lambda: run_per_key(few_shown, few_acted))
     per_key = (len(few_shown) + len(few_acted)) / per_key_s

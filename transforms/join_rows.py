@@ -164,7 +164,7 @@ def late_identities(keys: pa.RecordBatch, times: Array, actions: Array) -> tuple
     """128-bit identities of (key, impression time, late, action): two (n,) uint64."""
     hi, lo = primary_identities(keys, times)
     return (
-        _native.hash_ints(hi ^ actions, _SEED_HI + 1),
+        _native.hash_ints(np.bitwise_xor(hi, actions), _SEED_HI + 1),
         _native.hash_ints(lo + actions * _SALT_LO, _SEED_LO + 1),
     )
 
