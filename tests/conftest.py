@@ -15,11 +15,11 @@ settings.register_profile(
 )
 settings.load_profile("cuckooflow")
 
-_LAST = ("slow", "prism", "fault", "readme")
+_LAST = ("slow", "prism", "fault")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, then slow ones, runners, faults, and the README as a new user follows it."""
+    """Fast tests first, then slow ones, runners, and faults."""
 
     def place(item: pytest.Item) -> int:
         return max((i for i, name in enumerate(_LAST, 1) if item.get_closest_marker(name)), default=0)
@@ -45,9 +45,3 @@ def prism() -> Path:
     if binary is None:
         pytest.skip(f"Prism is not installed; run make prism, or: {INSTALL}")
     return binary
-
-
-@pytest.fixture(scope="session")
-def shared_data_env(shared_data: Path) -> dict[str, str]:
-    """The environment that leads a clone elsewhere to the real data."""
-    return {"CUCKOOFLOW_DATA": str(shared_data)}
