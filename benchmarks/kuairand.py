@@ -128,7 +128,7 @@ class ReadFeed(beam.DoFn):
         for start in range(0, rows, CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, rows)
             range_ = LogRange(LOG, "benchmark", 0, Position(start), Position(stop))
-            header = RangeHeader(range_, polled_us=start, end=stop == rows)
+            header = RangeHeader(range_, Position(0), polled_us=start, end=stop == rows)
             yield 0, attach_range(self._batch.slice(start, stop - start), header)
 
 

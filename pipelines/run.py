@@ -9,7 +9,7 @@ from types import FrameType
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
-from cuckooflow.errors import CuckooflowError, SpecError
+from cuckooflow.errors import CuckooflowError
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.runners import direct, prism
 from cuckooflow.transforms.front_ends import FrontEnd, stop_sources
@@ -25,13 +25,8 @@ def run_pipeline(name: str, job: JobSpec, runner: str, stop_at_end: bool, beam_a
             Otherwise the pipeline runs until SIGTERM or SIGINT, which stop it without draining.
 
     Raises:
-        SpecError: the train pipeline on Prism: rows were left untrained there, so it is refused.
         CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
     """
-    if (name, runner) == ("train", "prism"):
-        raise SpecError(
-            "expected --runner direct for the train pipeline, received prism; the join runs on both"
-        )
     preset = _PRESETS[runner](beam_args)
 
     def stop(_number: int, _frame: FrameType | None) -> None:

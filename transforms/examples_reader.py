@@ -110,6 +110,7 @@ class ExamplesReader:
         last: Position | None = None,
         max_rows: int = 65_536,
         *,
+        start: Position | None = None,
         polled_us: int = 0,
     ) -> tuple[pa.RecordBatch, RangeHeader]:
         """The rows from ``first`` on, up to ``last`` or to what is there, in bounded pieces.
@@ -119,7 +120,7 @@ class ExamplesReader:
             first: where to begin; give ``header.range.last`` to continue.
             last: where to end, exclusive; None for the log's end as it is now.
             max_rows: rows to look at, dropped ones included, at least one message's part.
-            polled_us: goes into the header.
+            start, polled_us: go into the header; ``start`` is ``first`` where none is given.
 
         Returns:
             The rows, as the log holds them with ``_offset`` (int64) and ``_row`` (int32), and the
@@ -186,7 +187,7 @@ class ExamplesReader:
         cursor.position = at
         self.dead_letters = pa.concat_batches(refused_batches) if refused_batches else no_dead_letters()
         range_ = LogRange(self.log, self._incarnation, partition, first, at)
-        header = RangeHeader(range_, polled_us, repeated=repeated)
+        header = RangeHeader(range_, first if start is None else start, polled_us, repeated=repeated)
         return attach_range(rows, header), header
 
     def _without_repeats(self, cursor: _Cursor, pieces: _Pieces) -> tuple[pa.RecordBatch, int]:

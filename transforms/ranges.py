@@ -2,8 +2,8 @@
 
 An element of the train pipeline is ``(partition, RecordBatch)``; its rows carry ``_offset`` and
 ``_row`` and its schema metadata a :class:`RangeHeader`. The range is contiguous with the element
-before it, and holds holes too: offsets that do not exist, rows that did not decode, repeats that
-the reader dropped.
+that the source made before it, and holds holes too: offsets that do not exist, rows that did not
+decode, repeats that the reader dropped. A runner may bring elements in another order.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class RangeHeader:
     Attributes:
         range: log, incarnation, partition, first and last position (half open). ``first == last``
             in a heartbeat.
+        start: where the source began to read the partition. Whichever element comes first, what lies
+            between here and it is still to be trained.
         polled_us: the poller's clock when it polled, microseconds since the epoch; paces flushes
             and snapshots, decides no outcome.
         end: nothing will follow from this partition.
@@ -32,6 +34,7 @@ class RangeHeader:
     """
 
     range: LogRange
+    start: Position
     polled_us: int
     end: bool = False
     repeated: int = 0
@@ -42,6 +45,7 @@ def attach_range(batch: pa.RecordBatch, header: RangeHeader) -> pa.RecordBatch:
     r = header.range
     body = {
         "range": [r.log, r.incarnation, r.partition, list(r.first), list(r.last)],
+        "start": list(header.start),
         "polled_us": header.polled_us,
         "end": header.end,
         "repeated": header.repeated,
@@ -61,6 +65,7 @@ def read_range_header(batch: pa.RecordBatch) -> RangeHeader:
     log, incarnation, partition, first, last = body["range"]
     return RangeHeader(
         range=LogRange(log, incarnation, partition, Position(*first), Position(*last)),
+        start=Position(*body["start"]),
         polled_us=body["polled_us"],
         end=body["end"],
         repeated=body["repeated"],

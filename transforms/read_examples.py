@@ -48,6 +48,7 @@ class ExamplesOptions:
 
 @dataclass
 class _Partition:
+    start: Position
     position: Position
     stop: Position | None
     spoken_us: int | None = None
@@ -87,15 +88,19 @@ class ExamplesPoller:
                     f"expected {log.name} of incarnation {body['incarnation']}, found {reader.incarnation}: "
                     "it was recreated; start the job and the store anew"
                 )
-            for partition, position, stop, spoken_us, ended in body["partitions"]:
+            for partition, start, position, stop, spoken_us, ended in body["partitions"]:
                 self._partitions[partition] = _Partition(
-                    Position(*position), None if stop is None else Position(*stop), spoken_us, ended
+                    Position(*start),
+                    Position(*position),
+                    None if stop is None else Position(*stop),
+                    spoken_us,
+                    ended,
                 )
         else:
             for partition in log.partitions():
                 start = options.starts.get(partition, Position(log.start_offset(partition)))
                 stop = Position(log.end_offset(partition)) if options.stop_at_end else None
-                self._partitions[partition] = _Partition(Position(*start), stop)
+                self._partitions[partition] = _Partition(Position(*start), Position(*start), stop)
         for partition, now in self._partitions.items():
             first, last = log.start_offset(partition), log.end_offset(partition)
             if not Position(first) <= now.position <= Position(last):
@@ -120,7 +125,12 @@ class ExamplesPoller:
                 continue
             over = self._is_over(partition, now)  # before the read: what was there then is read now
             batch, header = self._reader.read(
-                partition, now.position, now.stop, self._options.max_rows, polled_us=now_us
+                partition,
+                now.position,
+                now.stop,
+                self._options.max_rows,
+                start=now.start,
+                polled_us=now_us,
             )
             if self._reader.dead_letters.num_rows:
                 dead.append(self._reader.dead_letters)
@@ -142,7 +152,14 @@ class ExamplesPoller:
         body = {
             "incarnation": self._reader.incarnation,
             "partitions": [
-                [p, list(s.position), None if s.stop is None else list(s.stop), s.spoken_us, s.ended]
+                [
+                    p,
+                    list(s.start),
+                    list(s.position),
+                    None if s.stop is None else list(s.stop),
+                    s.spoken_us,
+                    s.ended,
+                ]
                 for p, s in self._partitions.items()
             ],
         }
@@ -158,7 +175,7 @@ class ExamplesPoller:
         self, partition: int, now: _Partition, batch: pa.RecordBatch, now_us: int
     ) -> pa.RecordBatch:
         range_ = LogRange(self._reader.log, self._reader.incarnation, partition, now.position, now.position)
-        return attach_range(batch.slice(0, 0), RangeHeader(range_, now_us, end=True))
+        return attach_range(batch.slice(0, 0), RangeHeader(range_, now.start, now_us, end=True))
 
 
 def _open_poller(path: str | Path, options: ExamplesOptions, state: bytes | None) -> ExamplesPoller:

@@ -2,8 +2,9 @@
 
 A thin shell around :class:`~cuckooflow.transforms.trainer.Trainer`, one for each partition. Trainers
 live in a registry of the worker's process, not in the DoFn, which the worker swaps between bundles;
-nothing is lost with them, since each begins where the store's mark stands. Keyed state holds only the last
-range that came, so that a timer on another worker knows up to where to train. One timer in processing time
+nothing is lost with them, since each begins where the store's mark stands. Keyed state holds only the range
+from where the source began to the furthest element that came, so that a timer on another worker knows up to
+where to train. One timer in processing time
 pushes what waits when the input pauses; one at the end of the input pushes the rest and makes sure that the
 store has all of it.
 """
@@ -188,7 +189,9 @@ class _TrainFn(beam.DoFn):
         with partition.lock:
             out = partition.trainer.accept(batch)
             waiting = partition.trainer.waiting
-        seen.write(_plain(read_range_header(batch).range))
+        header = read_range_header(batch)
+        reached = max(header.range.last, _range(known).last) if (known := seen.read()) else header.range.last
+        seen.write(_plain(header.range._replace(first=header.start, last=reached)))
         end.set(GlobalWindow().max_timestamp())
         if waiting:
             flush.set(time.time() + self._config.options.max_delay_us / 1e6)

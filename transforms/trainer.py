@@ -9,6 +9,9 @@ the store answers leads to every range being applied once:
 - it stands past the range (the runner repeated a bundle, another trainer was faster): nothing happens;
 - a gradient is not finite: the rows become dead letters and the range is pushed empty.
 
+A runner may bring elements in another order than the source made them: one that comes too early is held for
+as long as a row may wait, and then what is missing before it is read from the log.
+
 Invariant: ``_first`` is where the last push ended, ``_end`` where the buffer ends, and the buffer holds all
 rows between the two. Not thread-safe; its owner locks.
 """
@@ -16,7 +19,6 @@ rows between the two. Not thread-safe; its owner locks.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +40,7 @@ from cuckooflow.errors import (
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.base import Lookup, Model, StepResult, distinct
 from cuckooflow.models.registry import COUNT_TABLE
+from cuckooflow.transforms.held_elements import HeldElements
 from cuckooflow.transforms.ranges import RangeHeader, read_range_header
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import (
@@ -46,6 +49,7 @@ from cuckooflow.transforms.training_output import (
     Output,
     dead_rows,
 )
+from cuckooflow.transforms.training_piece import Piece
 from cuckooflow.transforms.training_report import TrainingReport
 from cuckooflow.transforms.training_rows import Correction, TrainingRows, training_rows
 
@@ -64,15 +68,6 @@ class RangeReader(Protocol):
     ) -> tuple[pa.RecordBatch, RangeHeader]:
         """Rows from ``first`` on and the range they are; at most ``max_rows``."""
         ...
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A range and its rows: a step to make."""
-
-    first: Position
-    last: Position
-    rows: TrainingRows | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +117,7 @@ class Trainer:
         self._report = TrainingReport(model.labels, options, correction, predictions)
         self._executor = ThreadPoolExecutor(1, "prefetch") if options.prefetch else None
         self._ahead: _Ahead | None = None
+        self._held = HeldElements(options.held_elements_max, options.max_delay_us)
 
     @property
     def position(self) -> Position:
@@ -130,8 +126,8 @@ class Trainer:
 
     @property
     def waiting(self) -> bool:
-        """Whether something is buffered that no push has carried yet."""
-        return self._first < self._end
+        """Whether something is here that no push has carried yet."""
+        return self._first < self._end or bool(self._held)
 
     def accept(self, batch: pa.RecordBatch) -> Output:
         """Take the next element of the partition: rows with a :class:`RangeHeader`.
@@ -145,7 +141,11 @@ class Trainer:
         header = read_range_header(batch)
         out = Output()
         with self._all_or_reset():
-            self._accept(batch, header, out)
+            if self._log is None:
+                self._open(header.range, header.start)
+            self._held.add(header, batch)
+            while (element := self._held.next(self._end, header.polled_us)) is not None:
+                self._accept(*element, out)
         return out
 
     def flush(self, now_us: int) -> Output:
@@ -153,6 +153,7 @@ class Trainer:
         out = Output()
         if self._log is not None and self.waiting:
             with self._all_or_reset():
+                self._accept_held(out)
                 self._drain(out, everything=True)
                 self._tell(now_us, out, False)
         return out
@@ -162,6 +163,7 @@ class Trainer:
         out = Output()
         if self._log is not None:
             with self._all_or_reset():
+                self._accept_held(out)
                 self._drain(out, everything=True)
                 self._settle(out)
                 self._tell(now_us, out, True)
@@ -170,12 +172,14 @@ class Trainer:
     def reach(self, range_: LogRange) -> Output:
         """See that everything up to a range's end is here or in the store, from the log if need be.
 
-        For a range whose rows came to a trainer that is no more. Errors as :meth:`accept`.
+        For a range whose rows came to a trainer that is no more; it begins where the source began.
+        Errors as :meth:`accept`.
         """
         out = Output()
         with self._all_or_reset():
             if self._log is None:
-                self._open(range_)
+                self._open(range_, range_.first)
+            self._accept_held(out)
             self._bridge(range_.last, out)
         return out
 
@@ -194,14 +198,18 @@ class Trainer:
             self._end = self._first
             self._buffer.clear()
             self._buffered = 0
+            self._held.clear()
             self._ahead = self._waiting_since_us = self._checked_us = None
             raise
 
     # --- what comes in --------------------------------------------------------------------------
 
-    def _accept(self, batch: pa.RecordBatch, header: RangeHeader, out: Output) -> None:
-        if self._log is None:
-            self._open(header.range)
+    def _accept_held(self, out: Output) -> None:
+        """Take what is held, and read what is missing before it."""
+        while (element := self._held.next()) is not None:
+            self._accept(*element, out)
+
+    def _accept(self, header: RangeHeader, batch: pa.RecordBatch, out: Output) -> None:
         self._bridge(header.range.first, out)
         if header.range.last > self._end:
             self._append(batch, header, out)
@@ -222,9 +230,9 @@ class Trainer:
             self._fill(self._end, to, out)
             self._first = self._end = to
 
-    def _open(self, range_: LogRange) -> None:
+    def _open(self, range_: LogRange, start: Position) -> None:
         # Where the partition is open already its mark stays, and that is where this trainer begins.
-        self._store.open_log(range_.log, range_.incarnation, {range_.partition: range_.first})
+        self._store.open_log(range_.log, range_.incarnation, {range_.partition: start})
         self._log = range_
         self._first = self._end = self._mark()
         self._report.measured = max(self._report.measured, self._first)
@@ -272,15 +280,15 @@ class Trainer:
 
     def _drain(self, out: Output, everything: bool) -> None:
         """Train full batches from the buffer, and with ``everything`` what is left as well."""
-        pieces: deque[_Piece] = deque()
+        pieces: deque[Piece] = deque()
         first = self._first
         while self._buffered >= self._options.batch_size or (everything and self._buffered):
             rows = self._take(self._options.batch_size)
             last = self._buffer[0].position(0) if self._buffer else self._end
-            pieces.append(_Piece(first, last, rows))
+            pieces.append(Piece(first, last, rows))
             first = last
         if everything and first < self._end:
-            pieces.append(_Piece(first, self._end, None))
+            pieces.append(Piece(first, self._end, None))
         while pieces:
             piece = pieces.popleft()
             self._train(piece, out, following=pieces[0] if pieces else None)
@@ -300,7 +308,7 @@ class Trainer:
             self._buffered -= len(rows)
         return TrainingRows.concat(parts)
 
-    def _train(self, piece: _Piece, out: Output, following: _Piece | None = None) -> None:
+    def _train(self, piece: Piece, out: Output, following: Piece | None = None) -> None:
         """Push one range, whatever the store answers."""
         todo = [piece]
         refused = 0
@@ -322,7 +330,7 @@ class Trainer:
                     todo.append(piece)
                     todo.extend(reversed(self._reread(marks[0], piece.first, out)))
                 else:
-                    todo.extend(reversed(_cut(piece, marks)))
+                    todo.extend(reversed(piece.cut(marks)))
 
     def _fill(self, first: Position, last: Position, out: Output) -> None:
         """Train what lies between two positions from the log."""
@@ -331,7 +339,7 @@ class Trainer:
                 self._train(piece, out)
                 first = piece.last
 
-    def _reread(self, first: Position, last: Position, out: Output) -> list[_Piece]:
+    def _reread(self, first: Position, last: Position, out: Output) -> list[Piece]:
         """The next batches of a gap, from the log."""
         if self._reader_factory is None:
             raise TrainingGap(
@@ -351,13 +359,13 @@ class Trainer:
             )
         rows = self._rows(batch, header.range, out)
         if rows is None:
-            return [_Piece(first, header.range.last, None)]
+            return [Piece(first, header.range.last, None)]
         cuts = [
             rows.position(n) for n in range(self._options.batch_size, len(rows), self._options.batch_size)
         ]
-        return _cut(_Piece(first, header.range.last, rows), cuts)
+        return Piece(first, header.range.last, rows).cut(cuts)
 
-    def _push(self, piece: _Piece, out: Output, following: _Piece | None) -> None:
+    def _push(self, piece: Piece, out: Output, following: Piece | None) -> None:
         rows, range_ = piece.rows, self._range(piece.first, piece.last)
         if rows is None or not len(rows):
             self._store.push(range_, {}, {}, self._report.event_time_us or 0)
@@ -381,7 +389,7 @@ class Trainer:
         if answer.applied:
             self._report.learned(rows, result.probabilities, out)
 
-    def _pulled(self, piece: _Piece) -> tuple[Lookup, dict[str, Floats], dict[str, Floats]]:
+    def _pulled(self, piece: Piece) -> tuple[Lookup, dict[str, Floats], dict[str, Floats]]:
         assert piece.rows is not None
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
@@ -392,7 +400,7 @@ class Trainer:
         tables, dense = self._store.pull(self._model.wanted(lookup))
         return lookup, tables, dense
 
-    def _fetch(self, piece: _Piece | None) -> None:
+    def _fetch(self, piece: Piece | None) -> None:
         if self._executor is None or piece is None or piece.rows is None:
             return
         lookup = distinct(piece.rows.encoded)
@@ -433,17 +441,3 @@ class Trainer:
             f"expected the store to reach {self._first}, it stands at {self._mark()} after "
             f"{self._options.push_attempts_max} attempts; is it being restarted over and over?"
         )
-
-
-def _cut(piece: _Piece, marks: list[Position]) -> list[_Piece]:
-    """The piece in parts that meet at the marks inside it."""
-    cuts = [piece.first, *(m for m in marks if piece.first < m < piece.last), piece.last]
-    parts: list[_Piece] = []
-    for first, last in itertools.pairwise(cuts):
-        rows = piece.rows
-        parts.append(
-            _Piece(
-                first, last, rows.slice(rows.before(first), rows.before(last)) if rows is not None else None
-            )
-        )
-    return parts

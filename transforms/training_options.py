@@ -21,6 +21,8 @@ class TrainingOptions(BaseModel):
         metrics_window_us: width of an event-time window of the progressive figures, default 1 h.
         metrics_interval_us: how often they are emitted, microseconds, default 2 s.
         fill_rows_max: rows read at once when a gap is filled from the log, default 16,384.
+        held_elements_max: elements that may wait for one before them, default 16. Past it, or after
+            ``max_delay_us``, what is missing is read from the log.
         push_attempts_max: pushes of a range that may be refused in a row before the step gives up;
             default 64. Every refusal says where to cut, so more means that another trainer races.
     """
@@ -35,4 +37,5 @@ class TrainingOptions(BaseModel):
     metrics_window_us: int = Field(default=3_600_000_000, ge=1_000_000)
     metrics_interval_us: int = Field(default=2_000_000, ge=0)
     fill_rows_max: int = Field(default=16_384, ge=1, le=1_000_000)
+    held_elements_max: int = Field(default=16, ge=0, le=1_000)
     push_attempts_max: int = Field(default=64, ge=1)

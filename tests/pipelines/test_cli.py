@@ -57,12 +57,6 @@ def test_usage_errors_exit_2(cli, words: tuple[object, ...]) -> None:
     assert cli(*words).returncode == 2
 
 
-def test_training_on_prism_is_refused(cli) -> None:
-    done = cli("run", "train", SPEC, "--runner", "prism")
-    assert done.returncode == 2
-    assert "--runner direct" in done.stderr
-
-
 def test_a_spec_that_is_not_there_exits_2(cli, tmp_path: Path) -> None:
     done = cli("plan", tmp_path / "none.yaml")
     assert done.returncode == 2

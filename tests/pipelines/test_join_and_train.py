@@ -1,4 +1,4 @@
-"""Both pipelines over real logs and a real store process; the join in process and on Prism, with one outcome."""
+"""Both pipelines over real logs and a real store process, in process and on Prism, with one outcome."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_join_then_train(films, cli, wait_for, runner: str, request: pytest.Fixt
     assert len({d["reason"] for d in dead}) == 3
 
     with store_process(films, wait_for) as address:
-        done = cli("run", "train", films.spec, "--stop-at-end")
+        done = cli("run", "train", films.spec, "--runner", runner, "--stop-at-end")
         assert done.returncode == 0, done.stderr[-4000:]
         assert films.trained_counts(address) == films.expected_counts(examples)
     manifests = list_manifests(films.job.path(films.job.snapshots.dir))

@@ -65,7 +65,7 @@ def element(partition: int, first: int, last: int, end: bool = False) -> tuple[i
         }
     )
     range_ = LogRange("examples", "made", partition, Position(first), Position(last))
-    return partition, attach_range(batch, RangeHeader(range_, polled_us=0, end=end))
+    return partition, attach_range(batch, RangeHeader(range_, Position(0), polled_us=0, end=end))
 
 
 def config(shared: Shared, **options: Any) -> TrainConfig:

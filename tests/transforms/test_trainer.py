@@ -132,7 +132,9 @@ class Examples:
             batch, header = reader.read(0, at, None, rows)
             at, polled = header.range.last, polled + SECOND
             done = at == Position(reader.reader.end_offset(0))
-            yield attach_range(batch, RangeHeader(header.range, polled, done and end, header.repeated))
+            yield attach_range(
+                batch, RangeHeader(header.range, Position(0), polled, done and end, header.repeated)
+            )
             if done:
                 return
 
@@ -208,6 +210,7 @@ def test_a_row_waits_no_longer_than_asked(examples: Examples) -> None:
     assert not trainer.flush(9 * SECOND).ticks
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_is_killed_every_example_counts_once(
@@ -291,8 +294,9 @@ def test_a_gap_that_cannot_be_read_again_is_named(examples: Examples) -> None:
     elements = list(examples.elements(10))
     trainer = _trainer(store, None)
     trainer.accept(elements[0])
+    trainer.accept(elements[2])
     with pytest.raises(TrainingGap, match="reader"):
-        trainer.accept(elements[2])
+        trainer.finish(0)
 
 
 def test_deleted_offsets_are_named(tmp_path: Path) -> None:
@@ -308,8 +312,9 @@ def test_deleted_offsets_are_named(tmp_path: Path) -> None:
             raise OffsetOutOfRange("deleted")
 
     trainer = Trainer(store, MODEL, Deleted, TrainingOptions(counting=True))  # type: ignore[arg-type]
+    trainer.accept(elements[2])
     with pytest.raises(OffsetOutOfRange):
-        trainer.accept(elements[2])
+        trainer.flush(0)
 
 
 def test_a_store_that_forgot_the_log_is_named(examples: Examples) -> None:
@@ -356,7 +361,7 @@ def test_heartbeats_move_the_mark_over_holes_only_when_due(examples: Examples) -
 
     def heartbeat(first: int, last: int, polled: int) -> pa.RecordBatch:
         range_ = LogRange("examples", "i", 0, Position(first), Position(last))
-        return attach_range(empty, RangeHeader(range_, polled))
+        return attach_range(empty, RangeHeader(range_, Position(0), polled))
 
     trainer.accept(heartbeat(0, 0, 0))
     trainer.accept(heartbeat(0, 5, SECOND))
@@ -374,18 +379,38 @@ def test_arrivals_are_of_actions_only_and_bounded(tmp_path: Path) -> None:
     assert all(us // 10 % 3 == 0 for us in arrivals)
 
 
-def test_readers_are_opened_only_when_needed(examples: Examples) -> None:
+@given(order=st.permutations(range(6)), held=st.sampled_from([0, 2, 16]))
+def test_elements_in_any_order_count_once(
+    order: list[int], held: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The first element to come, heartbeat or end mark included, does not decide where training begins."""
+    examples = Examples(tmp_path_factory.mktemp("examples"), [7, 1, 30, 12, 3])
+    elements = list(examples.elements(10))
+    assert len(elements) == len(order)
+    store = _store()
+    trainer = _trainer(store, examples, held_elements_max=held)
+    outs = [trainer.accept(elements[n]) for n in order]
+    outs.append(trainer.finish(0))
+    assert store.counts() == examples.expected()
+    assert sum(tick.rows for out in outs for tick in out.ticks) == len(examples.users)
+    assert not trainer.waiting
+
+
+def test_readers_are_opened_only_when_an_element_does_not_come(examples: Examples) -> None:
     opened = []
 
     def reader() -> ExamplesReader:
         opened.append(1)
         return examples.reader()
 
-    options = TrainingOptions(batch_size=8)
+    options = TrainingOptions(batch_size=8, max_delay_us=2 * SECOND)
     trainer = Trainer(_store(), MODEL, functools.partial(reader), options)  # type: ignore[arg-type]
-    elements = list(examples.elements(10))
-    trainer.accept(elements[0])
-    trainer.accept(elements[1])
+    elements = list(examples.elements(8, end=False))
+    for n in (1, 2, 0):  # polled a second apart
+        trainer.accept(elements[n])
+    assert trainer.position > Position(0)
+    trainer.accept(elements[4])
+    assert trainer.waiting
     assert not opened
-    trainer.accept(elements[3])
+    trainer.accept(elements[6])
     assert opened
