@@ -275,8 +275,9 @@ class JoinCore(JoinIntake):
             if number in self._closed.sealed:
                 continue
             self._closed.seal(number)
-            left = [s[self._actions.get("time", s) // self.options.bucket_us == number] for s in self._queue]
-            for slots in left:
+            for queued in self._queue:  # some were used meanwhile, by an impression that closed
+                slots = queued[self._actions.alive(queued)]
+                slots = slots[self._actions.get("time", slots) // self.options.bucket_us == number]
                 if len(slots):
                     self._cells.add_rows(self._actions.gather(slots), 0)
 

@@ -123,7 +123,7 @@ judged as (
     from found),
 copies as (
     select *, case when fate in ('used', 'late') then row_number() over (
-        partition by k, n, i, kind, ident order by fate = 'late',
+        partition by k, n, i, kind, ident, fate in ('used', 'late') order by fate = 'late',
         case when fate = 'late' then _wm else a end, _partition, _offset, _row) else 1 end as copy
     from judged),
 settled as (
