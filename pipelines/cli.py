@@ -6,6 +6,7 @@ commands that need them, so that ``validate`` and ``plan`` answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,6 +22,9 @@ from rich.console import Console
 from cuckooflow import __version__
 from cuckooflow.errors import CuckooflowError, SpecError
 from cuckooflow.pipelines import log_commands
+
+if TYPE_CHECKING:
+    from cuckooflow.serving.client import ScorerClient
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
@@ -117,6 +121,7 @@ def up(spec_file: SpecFile) -> None:
     """Run store, join, train and scorer as supervised processes, until interrupted."""
     from cuckooflow.pipelines.spec_file import load_spec
     from cuckooflow.pipelines.supervisor import Supervisor, address_files
+    from cuckooflow.serving.client import ScorerClient
 
     job = load_spec(spec_file)
     stop = threading.Event()
@@ -125,11 +130,21 @@ def up(spec_file: SpecFile) -> None:
     supervisor = Supervisor(spec_file, job, on_event=lambda line: print(f"up: {line}", flush=True))
     with supervisor:
         supervisor.wait_ready()
-        print(
-            f"up: scorer at http://{address_files(job)[1].read_text().strip()}/v1/models/{job.name}",
-            flush=True,
-        )
+        url = f"http://{address_files(job)[1].read_text().strip()}"
+        print(f"up: scorer at {url}/v1/models/{job.name}, waiting for its first snapshot", flush=True)
+        scorer = ScorerClient(url, job.name)
+        threading.Thread(target=_tell_first_snapshot, args=(scorer, stop), daemon=True).start()
         supervisor.run_until(stop)
+
+
+def _tell_first_snapshot(scorer: ScorerClient, stop: threading.Event) -> None:
+    version = 0
+    while not version and not stop.wait(0.5):
+        with contextlib.suppress(CuckooflowError):  # it is being started again
+            version = scorer.version()
+    if version:
+        print(f"up: scorer answers, snapshot {version}", flush=True)
+    scorer.close()
 
 
 @app.command()

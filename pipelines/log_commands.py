@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from enum import StrEnum
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,7 @@ def read(
     path: LogPath,
     partition: Annotated[int, typer.Option(min=0)] = 0,
     offset: Annotated[int | None, typer.Option(min=0, help="default: the first that is kept")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="messages at most")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="lines at most")] = 10,
 ) -> None:
     """Print messages, one line each: text as it is, Arrow messages as one JSON object a row."""
     log = LocalLog.open(path)
@@ -71,14 +72,14 @@ def read(
             f"{path}: expected a partition from 0 to {max(log.partitions())}, received {partition}"
         )
     at = log.start_offset(partition) if offset is None else offset
-    for value in log.read(partition, at, max_messages=limit).values:
-        _print_message(value.as_py())
+    messages = log.read(partition, at, max_messages=limit).values
+    for line in islice(chain.from_iterable(_lines(value.as_py()) for value in messages), limit):
+        print(line)
 
 
-def _print_message(value: bytes | None) -> None:
+def _lines(value: bytes | None) -> Iterator[str]:
     if value is not None and value[:4] == b"\xff\xff\xff\xff":  # an Arrow IPC stream's first bytes
         for batch in pa.ipc.open_stream(value):
-            for row in batch.to_pylist():
-                print(json.dumps(row, default=str))
+            yield from (json.dumps(row, default=str) for row in batch.to_pylist())
     else:
-        print("" if value is None else value.decode("utf-8", errors="backslashreplace"))
+        yield "" if value is None else value.decode("utf-8", errors="backslashreplace")

@@ -15,11 +15,11 @@ settings.register_profile(
 )
 settings.load_profile("cuckooflow")
 
-_LAST = ("slow", "prism", "fault")
+_LAST = ("slow", "prism", "fault", "readme")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, then slow ones, runners, and faults."""
+    """Fast tests first, then slow ones, runners, faults, and the README."""
 
     def place(item: pytest.Item) -> int:
         return max((i for i, name in enumerate(_LAST, 1) if item.get_closest_marker(name)), default=0)
