@@ -70,7 +70,7 @@ def test_every_command_of_the_readme(clone: Path, environment: dict[str, str]) -
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.communicate()
         shutil.rmtree(FIRST_JOB, ignore_errors=True)
     assert len(running) == 1
     assert (clone / "demo-run/report.html").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ IMPRESSIONS, ACTIONS, SAMPLING = "impressions balance", "actions balance", "samp
 OUTCOMES = "outcomes as expected"
 COUNTING = "counting table equals the examples log"
 FIRST_SERVED = "first snapshot served before half"
+CAME_BACK = "what was killed came back"
+SETTLED = "everything worked off after the replay"
 
 #: What ``balance_ok`` stands for.
 BALANCES = (IMPRESSIONS, ACTIONS, SAMPLING, OUTCOMES)
@@ -105,6 +107,17 @@ def check_counting(
 def check_first_served(fraction: float) -> Check:
     """The system is live: it serves while the replay goes on."""
     return Check(FIRST_SERVED, fraction < 0.5, f"after {fraction:.1%} of the replay")
+
+
+def check_came_back(planned: Sequence[str], restarts: Mapping[str, int]) -> Check:
+    """Every process that was to be killed -9 was, and was started again."""
+    detail = "; ".join(f"{role} started again {restarts.get(role, 0)} times" for role in planned)
+    return Check(CAME_BACK, all(restarts.get(role, 0) for role in planned), detail)
+
+
+def check_settled(settled: bool, within_s: float) -> Check:
+    """The join has decided what it could and the trainer has trained all examples."""
+    return Check(SETTLED, settled, f"{'within' if settled else 'not within'} {within_s:g} s")
 
 
 def _sum_check(name: str, whole_name: str, whole: int, parts: Mapping[str, int]) -> Check:

@@ -20,7 +20,7 @@ from cuckooflow.pipelines.demo.expected import Rules, expected_outcomes
 from cuckooflow.pipelines.demo.exposures import Exposures
 from cuckooflow.pipelines.demo.feedback import make_events
 from cuckooflow.pipelines.demo.job import LABEL, write_job
-from cuckooflow.pipelines.demo.live_run import LiveOutcome, LiveRun
+from cuckooflow.pipelines.demo.live_run import KILLS, SETTLE_S, LiveOutcome, LiveRun
 from cuckooflow.pipelines.demo.report import write_report
 from cuckooflow.pipelines.demo.result import FROZEN, LIVE, LR, MEAN, DemoResult
 from cuckooflow.pipelines.demo.simulator import simulate
@@ -76,6 +76,8 @@ def run_demo(dataset: str, folder: Path) -> int:
             checks.check_outcomes(outcome.observed, expected),
             counting,
             checks.check_first_served(outcome.first_served_fraction),
+            checks.check_came_back([role for role, _ in KILLS], outcome.restarts),
+            checks.check_settled(outcome.settled, SETTLE_S),
         ),
         first_served_fraction=outcome.first_served_fraction,
         killed=outcome.killed,

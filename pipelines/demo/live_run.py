@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cuckooflow.embedding_store.api import Ids
 from cuckooflow.embedding_store.client import connect
-from cuckooflow.errors import CuckooflowError, DemoFailed, NoSnapshot, ScorerUnavailable
+from cuckooflow.errors import CuckooflowError, DemoFailed
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.models.registry import COUNT_TABLE
 from cuckooflow.models.snapshots import Manifest
@@ -25,7 +25,8 @@ from cuckooflow.pipelines.demo.exposures import Exposures
 from cuckooflow.pipelines.demo.feedback import DemoEvents
 from cuckooflow.pipelines.demo.progress import Observed, Observer
 from cuckooflow.pipelines.demo.replay import Replay
-from cuckooflow.pipelines.demo.story import Ranking, Story, Told, choose_story, instances
+from cuckooflow.pipelines.demo.story import Story, Told, choose_story
+from cuckooflow.pipelines.demo.telling import Telling
 from cuckooflow.pipelines.demo.watch import Watch
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.supervisor import Supervisor, address_files
@@ -40,7 +41,6 @@ STALLED_S = 120.0
 #: After the replay the system must have worked everything off within this.
 SETTLE_S = 60.0
 _LOOK_S = 0.05
-_BEFORE_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class LiveOutcome:
         frozen_us: newest event time that the frozen model was trained on.
         first_served_fraction: share of the replay that was appended when the scorer first served.
         killed: what was killed -9, and when.
+        restarts: how often each of these was started again.
         started_us, replayed_us: when the replay began and ended.
         counts: the store's counting table: ids and counts.
         settled: whether everything was worked off within :data:`SETTLE_S`.
@@ -65,6 +66,7 @@ class LiveOutcome:
     frozen_us: int
     first_served_fraction: float
     killed: tuple[tuple[str, int], ...]
+    restarts: dict[str, int]
     started_us: int
     replayed_us: int
     counts: tuple[Ids, npt.NDArray[np.float32]]
@@ -100,9 +102,6 @@ class LiveRun:
         self._expected = expected
         self._console = console
         self._story: Story = choose_story(shown, events, window_us)
-        self._before: Ranking | None = None
-        self._settled_version: int | None = None
-        self._told: Told | None = None
         self._first_served: float | None = None
         self._frozen_us: int | None = None
         self._killed: list[tuple[str, int]] = []
@@ -131,14 +130,14 @@ class LiveRun:
                 served_us=lambda: observer.observed.served_us,
                 clock_us=now_us,
             )
+            telling = Telling(job, self._shown, self._story, client, now_us)
             started_us = now_us()
             with replay:
-                self._follow(replay, observer, supervisor, client, watch)
+                self._follow(replay, observer, supervisor, telling, watch)
             replayed_us = now_us()
-            settled = self._settle(observer, supervisor, store_address)
+            settled = self._settle(replay, observer, supervisor, store_address, telling, watch)
             watch.show(1.0, observer.observed)
-            if self._told is None:
-                self._tell(replay, observer.observed, client, watch)
+            came_back = {role: supervisor.restarts(role) for role, _ in self._killed}
             store = connect(store_address)
             table = store.delta("demo", full=True).tables[COUNT_TABLE]
             store.close()
@@ -149,11 +148,12 @@ class LiveRun:
             )
         return LiveOutcome(
             observed=observer.observed,
-            told=self._told,
+            told=telling.told,
             frozen=self._frozen_folder,
             frozen_us=self._frozen_us,
             first_served_fraction=self._first_served,
             killed=tuple(self._killed),
+            restarts=came_back,
             started_us=started_us,
             replayed_us=replayed_us,
             counts=(table.ids, table.weights[:, 0]),
@@ -167,7 +167,7 @@ class LiveRun:
     # --- while the replay runs ------------------------------------------------------------------
 
     def _follow(
-        self, replay: Replay, observer: Observer, supervisor: Supervisor, client: ScorerClient, watch: Watch
+        self, replay: Replay, observer: Observer, supervisor: Supervisor, telling: Telling, watch: Watch
     ) -> None:
         observed = observer.observed
         kills = list(KILLS)
@@ -190,7 +190,7 @@ class LiveRun:
                 self._freeze(observed)
             if self._frozen_us is not None and kills and replay.fraction >= kills[0][1]:
                 self._kill(kills.pop(0)[0], supervisor, watch)
-            self._tell(replay, observed, client, watch)
+            self._tell(replay, observed, telling, watch)
             watch.show(replay.fraction, observed)
 
     def _freeze(self, observed: Observed) -> None:
@@ -214,52 +214,33 @@ class LiveRun:
         self._killed.append((role, now_us()))
         watch.say(f"killed -9: {role} (pid {pid}); it is started again, nothing may be lost or doubled")
 
-    def _tell(self, replay: Replay, observed: Observed, client: ScorerClient, watch: Watch) -> None:
-        """One user's ranking: as long as the user has not come, and once the likes are learned."""
-        story = self._story
-        if self._told is not None or not observed.served:
-            return
-        come = replay.appended_us(story.first_us) is not None
-        if not come:
-            last_us = self._before.at_us if self._before is not None else 0
-            soon = replay.event_time_at(max(0.0, replay.fraction - 0.1)) < story.first_us
-            if soon and now_us() - last_us >= _BEFORE_EVERY_S * 1e6:
-                self._before = self._rank(client) or self._before
-            return
-        newest = observed.served[-1]
-        if self._before is None or newest.event_time_us <= story.settled_us:
-            return
-        # Event times are those of the partition that is furthest; with the next version all have come so far.
-        if self._settled_version is None:
-            self._settled_version = newest.sequence
-        if newest.sequence <= self._settled_version and not replay.finished:
-            return
-        after = self._rank(client)
-        appended_us = replay.appended_us(story.last_like_us)
-        if after is not None and appended_us is not None:
-            seconds = (after.at_us - appended_us) / 1e6
-            self._told = Told(story, self._before, after, seconds)
-            watch.say(f"a newcomer's ranking changed {seconds:.1f} s after that user's last like")
-
-    def _rank(self, client: ScorerClient) -> Ranking | None:
-        try:
-            answer = client.predict(instances(self._shown, self._story))
-        except (NoSnapshot, ScorerUnavailable):
-            return None
-        return Ranking(answer.model_version, now_us(), tuple(float(score) for score in answer.values))
+    def _tell(self, replay: Replay, observed: Observed, telling: Telling, watch: Watch) -> None:
+        if telling.look(replay, observed) and telling.told is not None:
+            watch.say(
+                f"a newcomer's ranking changed {telling.told.seconds:.1f} s after that user's last like"
+            )
 
     # --- after it -------------------------------------------------------------------------------
 
-    def _settle(self, observer: Observer, supervisor: Supervisor, store_address: Path) -> bool:
-        """Wait until the join has done what it must and the trainer has trained all of it."""
+    def _settle(
+        self,
+        replay: Replay,
+        observer: Observer,
+        supervisor: Supervisor,
+        store_address: Path,
+        telling: Telling,
+        watch: Watch,
+    ) -> bool:
+        """Wait until the join has done what it must, the trainer has trained all of it, and all is told."""
         deadline_s = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline_s:
+        settled = False
+        while time.monotonic() < deadline_s and not (settled and telling.told):
             supervisor.check()
             observer.check()
-            if self._joined(observer.observed) and self._trained(store_address):
-                return True
+            settled = settled or (self._joined(observer.observed) and self._trained(store_address))
+            self._tell(replay, observer.observed, telling, watch)
             time.sleep(_LOOK_S)
-        return False
+        return settled
 
     def _joined(self, observed: Observed) -> bool:
         joined, expected = observed.joined, self._expected

@@ -184,7 +184,9 @@ def _joins(result: DemoResult) -> str:
         ("actions_repeated", "actions repeated"),
         ("actions_dead", "actions dead"),
     ]
-    values = [joined.get(f"join.{key}", 0) for key, _ in outcomes]
+    dead = result.observed.dead
+    counts = joined | {f"join.{log}_dead": dead.get(log, 0) for log in ("impressions", "actions")}
+    values = [counts.get(f"join.{key}", 0) for key, _ in outcomes]
     shares.add_bar(
         x=values,
         y=[label for _, label in outcomes],
@@ -333,12 +335,12 @@ def _vertical(figure: go.Figure, at_us: int, text: str) -> None:
 
 
 def _kills(figure: go.Figure, result: DemoResult) -> None:
-    for role, at_us in result.killed:
+    for n, (role, at_us) in enumerate(result.killed):
         at = (at_us - result.started_us) / 1e6
         figure.add_vline(x=at, line={"color": "#b3261e", "dash": "dot", "width": 1})
         figure.add_annotation(
             x=at,
-            y=1,
+            y=1 - 0.08 * n,  # the kills are near each other: one label below the other
             yref="paper",
             text=f"{role} killed",
             showarrow=False,

@@ -29,7 +29,7 @@ class Story:
         user: row of the users.
         first_us: when the user's first impression arrives, event time, microseconds.
         last_like_us: arrival of the last like of this sitting.
-        settled_us: event time from which a model that was trained so far has seen all of these likes.
+        liked_rows: the impressions that were liked, rows of the exposures, in order.
         liked: rows of the items that were liked, in order.
         candidates: rows of the items to rank: often shown, but never to this user; the first half has the
             genres that the user likes more than others do, the second half those liked less.
@@ -38,9 +38,16 @@ class Story:
     user: int
     first_us: int
     last_like_us: int
-    settled_us: int
+    liked_rows: tuple[int, ...]
     liked: tuple[int, ...]
     candidates: tuple[int, ...]
+
+    def liked_keys(self, shown: Exposures) -> set[tuple[str, str]]:
+        """(request, item) of the impressions that were liked, as the logs name them."""
+        items = shown.items["item_id"]
+        return {
+            (f"r{shown.request[row]}", str(items[int(shown.item[row])].as_py())) for row in self.liked_rows
+        }
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def choose_story(shown: Exposures, events: DemoEvents, window_us: int) -> Story:
         user=user,
         first_us=1_000_000 * int(shown.time_s[first_row[user]]),
         last_like_us=int(prompt.max(initial=last_impression_us)),
-        settled_us=last_impression_us,
+        liked_rows=tuple(int(row) for row in liked_rows),
         liked=tuple(int(item) for item in shown.item[liked_rows]),
         candidates=tuple(int(item) for item in candidates),
     )

@@ -32,7 +32,7 @@ def figures_line(observed: Observed) -> list[tuple[str, str]]:
         ("used", count("used")),
         ("late", count("late")),
         ("unmatched", count("unmatched")),
-        ("dead", f"{joined.get('join.impressions_dead', 0) + joined.get('join.actions_dead', 0):,}"),
+        ("dead", f"{sum(observed.dead.values()):,}"),
     ]
     recent = observed.recent()
     if recent.positives.sum() and recent.negatives.sum():

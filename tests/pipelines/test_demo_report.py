@@ -61,7 +61,7 @@ def made_result() -> DemoResult:
             for t in range(50)
         ],
     )
-    story = Story(3, 0, 0, 0, liked=(1, 2, 3), candidates=(4, 5, 6))
+    story = Story(3, 0, 0, liked_rows=(), liked=(1, 2, 3), candidates=(4, 5, 6))
     told = Told(story, Ranking(7, START_US, (0.3, 0.2, 0.1)), Ranking(9, START_US, (0.1, 0.2, 0.4)), 2.4)
     return DemoResult(
         shown=shown,
