@@ -144,6 +144,8 @@ class TrainingSpec(Section):
         dedupe_rows: how far back, in rows, a repeated example is recognised; default 1 million
             (16 bytes each). A restarted join repeats what it had written.
         metrics_window: event time that one progressive metrics record covers, default 1 hour.
+        metrics_interval: how often the records are written, default 2 s. What a killed trainer had not written
+            is missing from the figures, never from the model.
         counting: also count every feature id in the table ``_count``, for checks by equality.
     """
 
@@ -151,6 +153,7 @@ class TrainingSpec(Section):
     max_delay: DurationUs = 2_000_000
     dedupe_rows: int = Field(default=1_000_000, ge=0, le=100_000_000)
     metrics_window: DurationUs = Field(default=3_600_000_000, ge=1_000_000)
+    metrics_interval: DurationUs = Field(default=2_000_000, ge=0)
     counting: bool = False
 
 

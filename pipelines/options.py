@@ -53,6 +53,7 @@ def training_options(job: JobSpec) -> TrainingOptions:
         max_delay_us=training.max_delay,
         counting=training.counting,
         metrics_window_us=training.metrics_window,
+        metrics_interval_us=training.metrics_interval,
     )
 
 

@@ -111,7 +111,7 @@ def check_first_served(fraction: float) -> Check:
 
 def check_came_back(planned: Sequence[str], restarts: Mapping[str, int]) -> Check:
     """Every process that was to be killed -9 was, and was started again."""
-    detail = "; ".join(f"{role} started again {restarts.get(role, 0)} times" for role in planned)
+    detail = "; ".join(f"{role} restarts {restarts.get(role, 0)}" for role in planned)
     return Check(CAME_BACK, all(restarts.get(role, 0) for role in planned), detail)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -63,7 +67,8 @@ def run_demo(dataset: str, folder: Path) -> int:
     console.print(
         "evaluating the frozen model, logistic regression and the running mean on the same examples"
     )
-    curves, counting = _evaluate(job, outcome)
+    with _native_stderr_to(folder / "evaluation.log"):
+        curves, counting = _evaluate(job, outcome)
     lines = {"impressions": len(events.impressions), "actions": len(events.actions)}
     result = DemoResult(
         shown=shown,
@@ -138,6 +143,21 @@ def _evaluate(job: JobSpec, outcome: LiveOutcome) -> tuple[dict[str, Curve], che
     }
     counted = evaluate.count_features(build_model(job.model, job.features), examples)
     return curves, checks.check_counting(counted, outcome.counts)
+
+
+@contextlib.contextmanager
+def _native_stderr_to(path: Path) -> Iterator[None]:
+    """Everything written to the process's standard error goes to a file: TensorFlow's start-up lines."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _finish(result: DemoResult, report: Path, started_s: float, console: Console) -> int:

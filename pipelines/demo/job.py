@@ -74,7 +74,7 @@ model: {kind: deepfm, labels: [like], dim: 8, hidden: [128, 64]}
 
 # counting: every feature id's occurrences are counted in the store as well, so that the demo can prove
 # by equality that nothing was lost or learned twice.
-training: {batch_size: 256, max_delay: 1s, metrics_window: 1d, counting: true}
+training: {batch_size: 256, max_delay: 1s, metrics_window: 1d, metrics_interval: 250ms, counting: true}
 
 store: {listen: "127.0.0.1:0", data: store, buckets: 64, checkpoint_interval: 5s}
 snapshots: {dir: snapshots, interval: 1s, full_interval: 1d}

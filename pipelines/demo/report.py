@@ -110,6 +110,7 @@ def _quality(result: DemoResult) -> str:
     auc.update_yaxes(title="AUC")
     loss.update_yaxes(title="log loss")
     figures = result.figures()
+    unseen = figures[MEAN].rows - figures[LIVE].rows
     table = _table(
         ("from the half on", "AUC", "log loss", "predicted / observed", "examples"),
         [
@@ -121,8 +122,8 @@ def _quality(result: DemoResult) -> str:
         "<h2>How well it predicts likes</h2>"
         "<p class='note'>Progressive validation over event time: every example is predicted before any model "
         f"learns from it. A point covers {SMOOTHED_WINDOWS} days. The running mean has no AUC curve: "
-        "it predicts the same for everything at a time. Of the live model a few examples are missing: those whose "
-        "figures the killed trainer had not written yet.</p>"
+        f"it predicts the same for everything at a time. Of the live model {unseen:,} examples are missing: those "
+        "whose figures the killed trainer had not written yet.</p>"
         f"<div class='card'>{_html(auc)}</div><div class='card'>{_html(loss)}</div><div class='card'>{table}</div>"
     )
 

@@ -51,7 +51,7 @@ class DemoResult:
     def figures(self) -> dict[str, LabelMetrics]:
         """Model -> figures over the windows in which all are compared.
 
-        The live model's lack the few rows whose figures the killed trainer had not written yet.
+        The live model's lack the rows whose figures the killed trainer had not written yet.
         """
         return {name: total(curve, self.frozen_us) for name, curve in self.curves.items()}
 
