@@ -2,7 +2,7 @@
 
 Every user and every film has a place in a small space of tastes. The users' places wander from day to day,
 so a model that stopped learning loses ground. A request shows five films of the day; the one that
-suits best (with noise) is clicked, and liked if it suits well.
+suits best (with noise) is clicked, and liked if it suits well. Half of the users come in the course of time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from cuckooflow.pipelines.demo.exposures import ITEM_SCHEMA, SHOWN, USER_SCHEMA,
 SOURCE = "simulator (nothing here is real: simulated users with drifting preferences)"
 
 _DAY_S = 86_400
+#: A newcomer's first requests, and the seconds between them; together less than an hour.
+_SITTING, _SITTING_STEP_S = 20, 90
 _GENRES = ("Action", "Comedy", "Drama", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "War", "Western")
 _OCCUPATIONS = ("artist", "engineer", "lawyer", "programmer", "student", "writer")
 
@@ -53,8 +55,7 @@ def simulate(options: SimulatorOptions = SimulatorOptions()) -> Exposures:
     """Exposures and what came of them, ``5 * options.requests`` rows in order of time."""
     rng = np.random.default_rng(options.seed)
     n = options.requests
-    time_s = options.start_s + np.sort(rng.integers(0, options.days * _DAY_S, n))
-    user = rng.integers(0, options.users, n)
+    time_s, user = _visits(options, rng)
     item = _distinct_films(n, options, rng)
 
     films = rng.normal(size=(options.items, options.tastes))
@@ -76,6 +77,28 @@ def simulate(options: SimulatorOptions = SimulatorOptions()) -> Exposures:
         users=_users(options, rng),
         items=_items(films, rng),
     )
+
+
+def _visits(
+    options: SimulatorOptions, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(n,) times and (n,) users of the requests, in order of time.
+
+    Half of the users are there from the start. The others come one by one, and begin with a sitting.
+    """
+    end_s = options.days * _DAY_S
+    newcomers = options.users // 2
+    came_s = np.zeros(options.users, np.int64)
+    came_s[options.users - newcomers :] = np.sort(rng.integers(0, end_s - _DAY_S // 24, newcomers))
+    sitting = min(_SITTING, options.requests // (2 * max(1, newcomers)))
+    first = np.repeat(np.arange(options.users - newcomers, options.users), sitting)
+    first_s = came_s[first] + np.tile(_SITTING_STEP_S * np.arange(sitting), newcomers)
+    later_s = rng.integers(0, end_s, options.requests - len(first))
+    there = np.searchsorted(came_s, later_s, "right")
+    later = (there * rng.random(len(later_s))).astype(np.int64)
+    time_s, user = np.concatenate([first_s, later_s]), np.concatenate([first, later])
+    order = np.argsort(time_s, kind="stable")
+    return options.start_s + time_s[order], user[order]
 
 
 def _distinct_films(n: int, options: SimulatorOptions, rng: np.random.Generator) -> npt.NDArray[np.int64]:
