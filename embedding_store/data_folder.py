@@ -7,6 +7,7 @@ import json
 import os
 import weakref
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,6 +94,18 @@ def _differences(here: StoreConfig, given: StoreConfig) -> list[str]:
         ("dense", {d.name: d for d in here.dense}, {d.name: d for d in given.dense}),
     ):
         for name in sorted({*ours, *theirs}):
-            if ours.get(name) != theirs.get(name):
-                found.append(f"{kind} {name} ({ours.get(name)}, received {theirs.get(name)})")
+            if name not in theirs:
+                found.append(f"{kind} {name} (not among those received)")
+            elif name not in ours:
+                found.append(f"{kind} {name} (received, not in the store)")
+            else:
+                found += _differing_fields(f"{kind} {name}", asdict(ours[name]), asdict(theirs[name]))
     return found or ["the order of tables or dense parameters"]
+
+
+def _differing_fields(name: str, here: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} ({field}={value}, received {given[field]})"
+        for field, value in here.items()
+        if value != given[field]
+    ]
