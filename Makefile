@@ -8,7 +8,7 @@ NATIVE := $(wildcard embedding_store/native/*.cc embedding_store/native/*.h)
 FOLDERS := embedding_store logs models pipelines runners serving transforms
 PRISM_VERSION := v2.77.0
 
-.PHONY: setup demo test test-faults lint format typing bench prism clean
+.PHONY: setup demo test test-faults explore lint format typing bench prism clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ test: $(STAMP) prism
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m fault
+
+# Property tests with new random examples; a failure prints how to have it again.
+explore: $(STAMP)
+	CUCKOOFLOW_EXPLORE=1 $(BIN)/python -m pytest -m hypothesis
 
 lint: $(STAMP) typing
 	$(BIN)/ruff check .

@@ -11,7 +11,12 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 
 settings.register_profile(
-    "cuckooflow", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "cuckooflow",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    # The same examples everywhere; `make explore` looks for others.
+    derandomize="CUCKOOFLOW_EXPLORE" not in os.environ,
 )
 settings.load_profile("cuckooflow")
 
