@@ -22,14 +22,20 @@ def packages() -> dict[str, str]:
     return found
 
 
-def pinned() -> list[str]:
+def pinned() -> dict[str, str]:
+    """Distribution -> its pinned requirement."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+    found = [line for line in lines if line and not line.startswith("#")]
+    return {re.split(r"[\[=]", line)[0]: line for line in found}
+
+
+#: What logs, store and command line need; everything else is the extra ``pipelines``.
+LIGHT = ("numpy", "pyarrow", "pydantic", "PyYAML", "typer", "rich", "prometheus-client")
 
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "cuckooflow/__init__.py").read_text())
 assert version is not None
-flags = ["-O3", "-fno-math-errno", "-Wall", "-Wextra"]
+requirements = pinned()
 
 setup(
     name="cuckooflow",
@@ -40,7 +46,8 @@ setup(
     packages=list(packages()),
     package_dir=packages(),
     package_data={"cuckooflow": ["py.typed"]},
-    install_requires=pinned(),
+    install_requires=[requirements[name] for name in LIGHT],
+    extras_require={"pipelines": [line for name, line in requirements.items() if name not in LIGHT]},
     entry_points={"console_scripts": ["cuckooflow = cuckooflow.pipelines.cli:main"]},
     ext_modules=[
         Pybind11Extension(

@@ -1,1 +1,41 @@
-"""The embedding store: cuckoo-hash tables trained by pushes of log ranges. No Beam, no TensorFlow."""
+"""The embedding store: cuckoo-hash tables trained by pushes of log ranges. No Beam, no TensorFlow.
+
+README.md in this folder begins with ten lines that use it.
+"""
+
+from cuckooflow.embedding_store.api import (
+    Delta,
+    DenseConfig,
+    Optimizer,
+    PushAnswer,
+    Store,
+    StoreConfig,
+    TableConfig,
+    TableDelta,
+    TablePush,
+    Version,
+)
+from cuckooflow.embedding_store.client import StoreClient, connect
+from cuckooflow.embedding_store.read_store import ReadStore
+from cuckooflow.embedding_store.store import EmbeddedStore, open_store
+from cuckooflow.logs.contract import LogRange, Position
+
+__all__ = [
+    "Delta",
+    "DenseConfig",
+    "EmbeddedStore",
+    "LogRange",
+    "Optimizer",
+    "Position",
+    "PushAnswer",
+    "ReadStore",
+    "Store",
+    "StoreClient",
+    "StoreConfig",
+    "TableConfig",
+    "TableDelta",
+    "TablePush",
+    "Version",
+    "connect",
+    "open_store",
+]

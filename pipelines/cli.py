@@ -194,6 +194,14 @@ def main() -> None:
     except CuckooflowError as e:
         print(f"cuckooflow: {type(e).__name__}: {e}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as e:
+        if (e.name or "").startswith("cuckooflow"):
+            raise
+        print(
+            f"cuckooflow: {e}; this command needs the extra: pip install 'cuckooflow[pipelines]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":
