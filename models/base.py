@@ -273,7 +273,7 @@ class Model(ABC):
             [tensor(None, table.dim) for table in self.tables],
         )
 
-        @tf.function(input_signature=[*arrays, tensor(2, None, len(self.labels))])
+        @tf.function(autograph=False, input_signature=[*arrays, tensor(2, None, len(self.labels))])
         def step(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any, targets: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([packed, rows])
@@ -284,7 +284,7 @@ class Model(ABC):
             )
             return tf.sigmoid(z), loss, [tf.convert_to_tensor(g) for g in row_gradients], dense_gradients
 
-        @tf.function(input_signature=arrays)
+        @tf.function(autograph=False, input_signature=arrays)
         def predict(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any) -> Any:
             return tf.sigmoid(logits(inverse, weights, numbers, packed, rows))
 
