@@ -71,6 +71,18 @@ def plan(spec_file: SpecFile) -> None:
     print_plan(job, store_config(job), Console(soft_wrap=True, highlight=False))
 
 
+@app.command()
+def preview(
+    spec_file: SpecFile,
+    rows: Annotated[int, typer.Option(min=1, max=100_000, help="impressions to take")] = 100,
+) -> None:
+    """Join the first rows of a job's logs and show examples and dead letters. Writes nothing."""
+    from cuckooflow.pipelines.preview import preview as show_preview
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    show_preview(load_spec(spec_file), rows, Console(soft_wrap=True, highlight=False))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,

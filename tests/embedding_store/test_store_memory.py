@@ -41,7 +41,9 @@ print((told() - told_before) / (resident() - before))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "dim", "kind"), [(1_500_000, 8, "adagrad"), (800_000, 32, "adam")])
-def test_reported_bytes_are_within_a_tenth_of_what_the_process_grew_by(rows: int, dim: int, kind: str) -> None:
+def test_reported_bytes_are_within_a_tenth_of_what_the_process_grew_by(
+    rows: int, dim: int, kind: str
+) -> None:
     command = [sys.executable, "-c", MEASURE, str(rows), str(dim), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

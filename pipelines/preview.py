@@ -1,0 +1,122 @@
+"""``preview``: what the join makes of the first rows of its logs, with nothing written to the job's folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from cuckooflow.logs.contract import LogReader
+from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
+from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
+from cuckooflow.pipelines.run import run_pipeline
+
+#: Actions are taken so many times as often as impressions: an impression may have several.
+ACTIONS_PER_IMPRESSION = 10
+
+
+def preview(job: JobSpec, rows: int, console: Console) -> None:
+    """Join the first messages of both logs in a temporary folder and show what became of them.
+
+    Windows close as if the logs ended there.
+
+    Args:
+        job: whose logs are read.
+        rows: impressions to take, over all partitions; actions :data:`ACTIONS_PER_IMPRESSION` times as many.
+
+    Raises:
+        LogNotFound: the impressions or the actions log is not there.
+    """
+    with tempfile.TemporaryDirectory(prefix="cuckooflow-preview-") as folder:
+        copied = job.model_copy(update={"dir": Path(folder), "logs": _default_logs(job)})
+        for log, messages in (
+            ("impressions", rows),
+            ("actions", rows * ACTIONS_PER_IMPRESSION),
+        ):
+            source: LogSpec = getattr(job.logs, log)
+            target: LogSpec = getattr(copied.logs, log)
+            _copy_head(LocalLog.open(job.path(source.path)), copied.path(target.path), messages)
+        run_pipeline("join", copied, "direct", stop_at_end=True, beam_args=())
+        _show(copied, console)
+
+
+def _default_logs(job: JobSpec) -> Any:
+    """The job's logs under names of their own: its paths may lead out of any folder."""
+    named = {
+        name: getattr(job.logs, name).model_copy(update={"path": Path("logs") / name})
+        for name in type(job.logs).model_fields
+    }
+    return job.logs.model_copy(update=named)
+
+
+def _copy_head(log: LogReader, target: Path, messages: int) -> None:
+    """The first messages of a log, the partitions taking equal parts, with their append times."""
+    partitions = log.partitions()
+    LocalLog.create(target, len(partitions), "frames")
+    with LocalLogWriter(target) as writer:
+        for place, partition in enumerate(partitions):
+            share = messages // len(partitions) + (place < messages % len(partitions))
+            batch = log.read(partition, log.start_offset(partition), max_messages=max(1, share))
+            values = batch.values[:share]
+            append_us = batch.append_us[:share]
+            for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(append_us)) + 1):
+                if len(part):
+                    writer.append(partition, values.take(pa.array(part)), int(append_us[part[0]]))
+
+
+def _show(job: JobSpec, console: Console) -> None:
+    examples = sorted(_messages(job, job.logs.examples), key=lambda row: int(row["_time"]))
+    dead = list(_messages(job, job.logs.dead_letters))
+    late, unmatched = (sum(1 for _ in _messages(job, log)) for log in (job.logs.late, job.logs.unmatched))
+    actions = LocalLog.open(job.path(job.logs.actions.path))
+    read = sum(actions.end_offset(partition) for partition in actions.partitions())
+    labels = [f"label_{name}" for name in job.labels]
+    columns = [name for name in job.columns.impressions if name != job.join.impression_time]
+    table = Table(title="examples", title_justify="left", box=None, header_style="dim", pad_edge=False)
+    for name in ("time", *columns, *job.labels):
+        table.add_column(name)
+    for row in examples:
+        when = np.datetime64(row["_time"], "us").astype("datetime64[s]")
+        table.add_row(str(when), *(_text(row.get(name)) for name in columns + labels))
+    console.print(table)
+    refused = Table(title="dead letters", title_justify="left", box=None, header_style="dim", pad_edge=False)
+    for name in ("log", "offset", "reason", "detail"):
+        refused.add_column(name)
+    for row in dead:
+        refused.add_row(*(_text(row.get(name)) for name in ("log", "offset", "reason", "detail")))
+    if dead:
+        console.print(refused)
+    positive = {
+        name: sum(int(row[label]) for row in examples) for name, label in zip(job.labels, labels, strict=True)
+    }
+    shares = ", ".join(f"{name} {count}" for name, count in positive.items())
+    console.print(
+        f"{len(examples)} examples ({shares}) and {late} late ones, {len(dead)} dead letters; of the first {read} "
+        f"actions {unmatched} found none of these impressions. Nothing was written."
+    )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _messages(job: JobSpec, log: LogSpec) -> Iterator[dict[str, Any]]:
+    """Every row of a log of Arrow or JSON messages."""
+    reader = LocalLog.open(job.path(log.path))
+    for partition in reader.partitions():
+        last = reader.end_offset(partition)
+        for batch in reader.read_range(partition, reader.start_offset(partition), last):
+            for value in batch.values:
+                message = value.as_py()
+                if message[:1] == b"{":
+                    yield json.loads(message)
+                else:
+                    for part in pa.ipc.open_stream(message):
+                        yield from part.to_pylist()
