@@ -55,6 +55,7 @@ typing:
 bench: $(STAMP)
 	$(BIN)/python benchmarks/join.py --quick
 	$(BIN)/python benchmarks/quality.py --quick
+	$(BIN)/python -m benchmarks.store --quick
 
 # Beam's Prism runner, built from its Go module; tests that need it skip with a reason where Go is absent.
 prism:

@@ -57,7 +57,7 @@ setup(
                 p.relative_to(ROOT).as_posix() for p in (ROOT / "embedding_store/native").glob("*.h")
             ),
             cxx_std=17,
-            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+            extra_compile_args=flags,
         )
     ],
     cmdclass={"build_ext": build_ext},
