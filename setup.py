@@ -36,6 +36,7 @@ LIGHT = ("numpy", "pyarrow", "pydantic", "PyYAML", "typer", "rich", "prometheus-
 version = re.search(r'__version__ = "(.+)"', (ROOT / "cuckooflow/__init__.py").read_text())
 assert version is not None
 requirements = pinned()
+flags = ["-O3", "-fno-math-errno", "-Wall", "-Wextra"]
 
 setup(
     name="cuckooflow",
