@@ -28,6 +28,9 @@ class Optimizer:
         beta1: float,
         beta2: float,
         epsilon: float,
+        beta: float,
+        l1: float,
+        l2: float,
     ) -> None: ...
 
 class Core:
@@ -36,6 +39,8 @@ class Core:
         self,
         dim: int,
         optimizer: Optimizer,
+        clip_norm: float,
+        l2: float,
         stddev: float,
         seed: int,
         admission: _Bytes,

@@ -25,20 +25,40 @@ class Optimizer:
     """How gradients become weights. Applied by the store; gradients are summed over a push.
 
     Attributes:
-        kind: ``sgd`` (no slots), ``adagrad`` (one slot a weight), ``adam`` (two slots a weight and a
-            step count a row; for a table the step counts that row's own updates).
-        learning_rate: step size, default 0.05.
-        initial_accumulator: Adagrad's starting accumulator, default 0.1.
+        kind: one of
+
+            - ``sgd``: no slots.
+            - ``adagrad``: one slot a weight (Duchi, Hazan and Singer, 2011).
+            - ``adam``: two slots a weight and a step count a row; for a table the step counts that
+              row's own updates (Kingma and Ba, 2015).
+            - ``ftrl``: FTRL-Proximal, slots z and n for each weight (McMahan et al., "Ad Click
+              Prediction: a View from the Trenches", 2013, algorithm 1). n begins at
+              ``initial_accumulator`` (0 in the paper), and z where the formula gives the row's initial
+              weights, so that the first step starts from them; an initial weight of 0 has z = 0, as
+              in the paper.
+            - ``rowwise_adagrad``: one accumulator a row, of the mean over its columns of the squared
+              gradient, so a row is little larger than its weights. Tables only.
+        learning_rate: step size, default 0.05; FTRL's alpha.
+        initial_accumulator: where the accumulators of Adagrad, row-wise Adagrad and FTRL begin, default
+            0.1. A larger one makes the first steps smaller.
         beta1, beta2, epsilon: Adam's, defaults as in Kingma and Ba (2015); epsilon 1e-7. Adagrad
             divides by sqrt(accumulator) without an epsilon.
+        beta: FTRL's, default 1.0 as in the paper; a larger one makes the first steps smaller.
+        l1: FTRL's, default 0: a weight is exactly 0 while its abs(z) is at most this, in units of a
+            summed gradient.
+        l2: FTRL's, default 0: pulls every weight towards 0 at each of its steps, within the formula. See
+            :attr:`TableConfig.l2` for the other optimizers.
     """
 
-    kind: Literal["sgd", "adagrad", "adam"] = "adagrad"
+    kind: Literal["sgd", "adagrad", "adam", "ftrl", "rowwise_adagrad"] = "adagrad"
     learning_rate: float = 0.05
     initial_accumulator: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-7
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,11 @@ class TableConfig:
         filter_bytes: memory of the filter that counts ids without a row, default 8 MiB; used only where
             some admission is over 1. It remembers about ``filter_bytes / 32`` distinct ids; more memory
             lets rare ids be remembered for longer, and makes checkpoints larger by as much.
+        clip_norm: bound of the L2 norm of a row's gradient, after duplicates in a push are summed; a
+            longer one is shortened to it. Default 0: no bound.
+        l2: adds ``l2 * weight`` to the gradient of the rows that are in a push, after clipping, so that
+            the pull towards 0 does not depend on how large the gradient is. Default 0. Rows that are
+            not in the push stay as they are.
     """
 
     name: str
@@ -68,6 +93,8 @@ class TableConfig:
     admission: int = 1
     slot_admission: Mapping[int, int] = field(default_factory=dict)
     filter_bytes: int = 8 << 20
+    clip_norm: float = 0.0
+    l2: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from cuckooflow.embedding_store.api import SLOT_BITS, DenseConfig, Optimizer, StoreConfig, TableConfig
 from cuckooflow.errors import SpecError
@@ -14,6 +14,9 @@ DIM_MAX = 1024
 BUCKETS_MAX = 65_536
 ADMISSION_MAX = 255
 DENSE_VALUES_MAX = 1 << 28
+#: The least that float32 arithmetic divides by.
+DIVISOR_MIN = 1e-12
+OPTIMIZERS = get_args(get_type_hints(Optimizer)["kind"])
 
 
 def config_to_json(config: StoreConfig) -> str:
@@ -85,6 +88,10 @@ def _table_faults(table: TableConfig) -> list[str]:
         faults.append(f"admission: expected 1 to {ADMISSION_MAX}, received {table.admission}")
     if not 1 << 10 <= table.filter_bytes <= 1 << 36:
         faults.append(f"filter_bytes: expected 1 KiB to 64 GiB, received {table.filter_bytes}")
+    for name in ("clip_norm", "l2"):
+        value = getattr(table, name)
+        if not (math.isfinite(value) and value >= 0):
+            faults.append(f"{name}: expected a finite number from 0, received {value}")
     for slot, admission in table.slot_admission.items():
         if not (0 <= slot < 1 << SLOT_BITS and 1 <= admission <= ADMISSION_MAX):
             faults.append(
@@ -96,6 +103,10 @@ def _table_faults(table: TableConfig) -> list[str]:
 
 def _dense_faults(dense: DenseConfig) -> list[str]:
     faults = _optimizer_faults(dense.optimizer)
+    if dense.optimizer.kind == "rowwise_adagrad":
+        faults.append(
+            "optimizer.kind: rowwise_adagrad is for tables, a dense parameter has no rows. Use adagrad"
+        )
     if any(length < 1 for length in dense.shape) or math.prod(dense.shape) > DENSE_VALUES_MAX:
         faults.append(f"shape: expected lengths from 1, at most 2^28 values, received {dense.shape}")
     if dense.init not in ("zeros", "ones", "glorot_uniform"):
@@ -105,9 +116,9 @@ def _dense_faults(dense: DenseConfig) -> list[str]:
 
 def _optimizer_faults(optimizer: Optimizer) -> list[str]:
     faults = []
-    if optimizer.kind not in ("sgd", "adagrad", "adam"):
-        faults.append(f"optimizer.kind: expected sgd, adagrad or adam, received {optimizer.kind!r}")
-    for name in ("learning_rate", "initial_accumulator", "epsilon"):
+    if optimizer.kind not in OPTIMIZERS:
+        faults.append(f"optimizer.kind: expected one of {', '.join(OPTIMIZERS)}, received {optimizer.kind!r}")
+    for name in ("learning_rate", "initial_accumulator", "epsilon", "beta", "l1", "l2"):
         value = getattr(optimizer, name)
         if not (math.isfinite(value) and value >= 0):
             faults.append(f"optimizer.{name}: expected a finite number from 0, received {value}")
@@ -115,6 +126,18 @@ def _optimizer_faults(optimizer: Optimizer) -> list[str]:
         value = getattr(optimizer, name)
         if not 0 <= value < 1:
             faults.append(f"optimizer.{name}: expected 0 to below 1, received {value}")
+    if optimizer.kind == "ftrl":
+        # Both are divided by.
+        if optimizer.learning_rate < DIVISOR_MIN:
+            faults.append(
+                f"optimizer.learning_rate: expected {DIVISOR_MIN} or more for ftrl, "
+                f"received {optimizer.learning_rate}"
+            )
+        if max(optimizer.beta, optimizer.l2, optimizer.initial_accumulator) < DIVISOR_MIN:
+            faults.append(
+                "optimizer.beta: expected beta, l2 or initial_accumulator to be "
+                f"{DIVISOR_MIN} or more for ftrl, received less for all three"
+            )
     return faults
 
 

@@ -40,6 +40,8 @@ class NativeCore:
             self.raw.add_table(
                 dim=table.dim,
                 optimizer=_optimizer(table.optimizer),
+                clip_norm=table.clip_norm,
+                l2=table.l2,
                 stddev=table.init_stddev,
                 seed=table.seed,
                 admission=admission,
@@ -199,4 +201,7 @@ def _optimizer(options: Optimizer) -> Any:
         beta1=options.beta1,
         beta2=options.beta2,
         epsilon=options.epsilon,
+        beta=options.beta,
+        l1=options.l1,
+        l2=options.l2,
     )

@@ -79,9 +79,11 @@ def _features(job: JobSpec) -> Iterable[tuple[str, ...]]:
 
 
 def _tables(store: StoreConfig) -> Iterable[tuple[str, ...]]:
-    slots = {"sgd": 0, "adagrad": 1, "adam": 2}
     for table in store.tables:
-        row_bytes = 4 * table.dim * (1 + slots[table.optimizer.kind]) + 16
+        slots = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": table.dim}.get(
+            table.optimizer.kind, 2 * table.dim
+        )
+        row_bytes = 4 * (table.dim + slots) + 16
         yield table.name, str(table.dim), _optimizer(table.optimizer), str(table.admission), str(row_bytes)
 
 

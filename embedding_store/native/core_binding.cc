@@ -26,18 +26,21 @@ using Ids = Array<uint64_t>;
 using Bytes = Array<uint8_t>;
 
 Optimizer make_optimizer(const std::string& kind, float learning_rate, float initial_accumulator, float beta1,
-                         float beta2, float epsilon) {
+                         float beta2, float epsilon, float beta, float l1, float l2) {
   const OptimizerKind which = kind == "sgd"       ? OptimizerKind::kSgd
                               : kind == "adagrad" ? OptimizerKind::kAdagrad
-                                                  : OptimizerKind::kAdam;
-  return {which, learning_rate, initial_accumulator, beta1, beta2, epsilon};
+                              : kind == "adam"    ? OptimizerKind::kAdam
+                              : kind == "ftrl"    ? OptimizerKind::kFtrl
+                                                  : OptimizerKind::kRowwiseAdagrad;
+  return {which, learning_rate, initial_accumulator, beta1, beta2, epsilon, beta, l1, l2};
 }
 
-void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float stddev, uint64_t seed,
-               const Bytes& admission, uint64_t filter_bytes) {
+void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float clip_norm, float l2, float stddev,
+               uint64_t seed, const Bytes& admission, uint64_t filter_bytes) {
   TableOptions options;
   options.dim = dim;
   options.optimizer = optimizer;
+  options.gradient = {clip_norm, l2};
   options.init_stddev = stddev;
   options.seed = seed;
   options.admission.assign(admission.data(), admission.data() + admission.size());
@@ -198,11 +201,12 @@ py::array_t<float> initial_values(const Ids& ids, int64_t dim, uint64_t seed, fl
 void bind_core(py::module_& m) {
   py::class_<Optimizer>(m, "Optimizer")
       .def(py::init(&make_optimizer), py::arg("kind"), py::arg("learning_rate"),
-           py::arg("initial_accumulator"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"));
+           py::arg("initial_accumulator"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"),
+           py::arg("beta"), py::arg("l1"), py::arg("l2"));
   py::class_<Core>(m, "Core")
       .def(py::init<uint32_t>(), py::arg("buckets"))
-      .def("add_table", &add_table, py::arg("dim"), py::arg("optimizer"), py::arg("stddev"), py::arg("seed"),
-           py::arg("admission"), py::arg("filter_bytes"))
+      .def("add_table", &add_table, py::arg("dim"), py::arg("optimizer"), py::arg("clip_norm"), py::arg("l2"),
+           py::arg("stddev"), py::arg("seed"), py::arg("admission"), py::arg("filter_bytes"))
       .def("add_dense", &add_dense, py::arg("optimizer"), py::arg("value"), py::arg("bucket"))
       .def("lookup", &lookup, py::arg("requests"), py::arg("with_dense"))
       .def("assign", &assign, py::arg("tables"), py::arg("epoch"))

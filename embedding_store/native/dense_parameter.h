@@ -12,8 +12,10 @@ namespace cuckooflow {
 class DenseParameter {
  public:
   DenseParameter(const Optimizer& optimizer, std::vector<float> value)
-      : optimizer_(optimizer), value_(std::move(value)), slots_(value_.size() * optimizer.slots()) {
-    optimizer_.init_slots(slots_.data(), static_cast<int64_t>(value_.size()));
+      : optimizer_(optimizer),
+        value_(std::move(value)),
+        slots_(optimizer.slots(static_cast<int64_t>(value_.size()))) {
+    optimizer_.init_slots(value_.data(), slots_.data(), static_cast<int64_t>(value_.size()));
   }
 
   const std::vector<float>& value() const { return value_; }

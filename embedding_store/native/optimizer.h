@@ -4,10 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace cuckooflow {
 
-enum class OptimizerKind : uint8_t { kSgd, kAdagrad, kAdam };
+enum class OptimizerKind : uint8_t { kSgd, kAdagrad, kAdam, kFtrl, kRowwiseAdagrad };
 
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::kSgd;
@@ -16,16 +17,51 @@ struct Optimizer {
   float beta1 = 0.9F;
   float beta2 = 0.999F;
   float epsilon = 1e-7F;
+  float beta = 1.0F;
+  float l1 = 0.0F;
+  float l2 = 0.0F;
 
-  // Slot values kept beside each weight.
-  int64_t slots() const { return static_cast<int64_t>(kind); }
-
-  void init_slots(float* slots, int64_t n) const {
-    std::fill_n(slots, n * this->slots(), kind == OptimizerKind::kAdagrad ? initial_accumulator : 0.0F);
+  // Slot values kept beside a row of `n` weights.
+  int64_t slots(int64_t n) const {
+    switch (kind) {
+      case OptimizerKind::kSgd:
+        return 0;
+      case OptimizerKind::kAdagrad:
+        return n;
+      case OptimizerKind::kAdam:
+      case OptimizerKind::kFtrl:
+        return 2 * n;
+      case OptimizerKind::kRowwiseAdagrad:
+        return 1;
+    }
+    return 0;
   }
 
-  // One step with gradient g; `step` counts this row's updates from 1. `slots` holds `slots() * n`
-  // floats, one whole array after the other.
+  // The slots of a row that has its first weights and was never updated.
+  void init_slots(const float* weights, float* slots, int64_t n) const {
+    std::fill_n(slots, this->slots(n), 0.0F);
+    switch (kind) {
+      case OptimizerKind::kSgd:
+      case OptimizerKind::kAdam:
+        return;
+      case OptimizerKind::kAdagrad:
+      case OptimizerKind::kRowwiseAdagrad:
+        std::fill_n(slots, this->slots(n), initial_accumulator);
+        return;
+      case OptimizerKind::kFtrl:
+        // The z from which FTRL's formula gives just these weights, so that the first step starts from
+        // them. A z of 0 would throw them away with the first gradient.
+        std::fill_n(slots + n, n, initial_accumulator);
+        for (int64_t i = 0; i < n; ++i) {
+          if (weights[i] == 0.0F) continue;
+          slots[i] = -(weights[i] * ftrl_curvature(initial_accumulator) + std::copysign(l1, weights[i]));
+        }
+        return;
+    }
+  }
+
+  // One step with gradient g; `step` counts this row's updates from 1. `slots` holds `slots(n)` floats,
+  // one whole array after the other.
   void apply(float* weights, float* slots, const float* g, int64_t n, uint32_t step) const {
     switch (kind) {
       case OptimizerKind::kSgd:
@@ -34,8 +70,8 @@ struct Optimizer {
       case OptimizerKind::kAdagrad:  // Duchi, Hazan, Singer (2011)
         for (int64_t i = 0; i < n; ++i) {
           slots[i] += g[i] * g[i];
-          // A starting accumulator of 0 and a gradient of 0 would divide 0 by 0.
-          if (g[i] != 0.0F) weights[i] -= learning_rate * g[i] / std::sqrt(slots[i]);
+          // A starting accumulator of 0 and a gradient whose square is 0 would divide by 0.
+          if (slots[i] > 0.0F) weights[i] -= learning_rate * g[i] / std::sqrt(slots[i]);
         }
         return;
       case OptimizerKind::kAdam: {  // Kingma and Ba (2015), the end of section 2: epsilon is not corrected
@@ -46,13 +82,41 @@ struct Optimizer {
         const float alpha = static_cast<float>(rate);
         for (int64_t i = 0; i < n; ++i) {
           m[i] += (1.0F - beta1) * (g[i] - m[i]);
-          v[i] += (1.0F - beta2) * (g[i] * g[i] - v[i]);
+          // Not v += (1 - beta2) * (g * g - v): once a square overflows, that is infinity less infinity.
+          v[i] = beta2 * v[i] + (1.0F - beta2) * (g[i] * g[i]);
           weights[i] -= alpha * m[i] / (std::sqrt(v[i]) + epsilon);
         }
         return;
       }
+      case OptimizerKind::kFtrl: {  // McMahan et al. (2013), algorithm 1, one coordinate at a time
+        float* z = slots;
+        float* sum = slots + n;
+        for (int64_t i = 0; i < n; ++i) {
+          const float grown = std::min(sum[i] + g[i] * g[i], std::numeric_limits<float>::max());
+          // sqrt(grown) - sqrt(sum), without the cancellation.
+          const float root = std::sqrt(grown) + std::sqrt(sum[i]);
+          const float sigma = root > 0.0F ? (grown - sum[i]) / root / learning_rate : 0.0F;
+          z[i] += g[i] - sigma * weights[i];
+          sum[i] = grown;
+          const float beyond = std::fabs(z[i]) - l1;
+          weights[i] = beyond > 0.0F ? std::copysign(beyond / ftrl_curvature(grown), -z[i]) : 0.0F;
+        }
+        return;
+      }
+      case OptimizerKind::kRowwiseAdagrad: {
+        double squares = 0.0;
+        for (int64_t i = 0; i < n; ++i) squares += static_cast<double>(g[i]) * g[i];
+        slots[0] += static_cast<float>(squares / static_cast<double>(n));
+        if (slots[0] == 0.0F) return;
+        const float rate = learning_rate / std::sqrt(slots[0]);
+        for (int64_t i = 0; i < n; ++i) weights[i] -= rate * g[i];
+        return;
+      }
     }
   }
+
+ private:
+  float ftrl_curvature(float sum) const { return (beta + std::sqrt(sum)) / learning_rate + l2; }
 };
 
 }  // namespace cuckooflow

@@ -19,8 +19,9 @@ static_assert(sizeof(RowHeader) == 16, "the header is part of the checkpoint's f
 
 class RowSlab {
  public:
+  // `slots`: optimizer slot values of one row.
   RowSlab(int64_t dim, int64_t slots)
-      : row_bytes_((sizeof(RowHeader) + sizeof(float) * dim * (1 + slots) + 15) / 16 * 16) {
+      : row_bytes_((sizeof(RowHeader) + sizeof(float) * (dim + slots) + 15) / 16 * 16) {
     while ((row_bytes_ << (shift_ + 1)) <= kChunkBytes) ++shift_;
   }
 

@@ -8,13 +8,13 @@ namespace cuckooflow {
 Table::Table(const TableOptions& options)
     : options_(options),
       initial_(options.seed, options.init_stddev),
-      slab_(options.dim, options.optimizer.slots()) {
+      slab_(options.dim, options.optimizer.slots(options.dim)) {
   if (options.filter_bytes > 0) filter_ = AdmissionFilter(options.filter_bytes, options.buckets);
 }
 
 template <bool kWrite>
 void Table::find_batch(const uint64_t* ids, int n, uint32_t* rows) const {
-  const int64_t floats = kWrite ? options_.dim * (1 + options_.optimizer.slots()) : options_.dim;
+  const int64_t floats = options_.dim + (kWrite ? options_.optimizer.slots(options_.dim) : 0);
   CuckooIndex::Place places[kBatch];
   int undecided[kBatch];
   int waiting = 0;
@@ -61,7 +61,7 @@ uint32_t Table::create(uint64_t id) {
   *slab_.header(row) = {id, 0, 0};
   float* weights = slab_.weights(row);
   initial_.fill(id, weights, options_.dim);
-  options_.optimizer.init_slots(weights + options_.dim, options_.dim);
+  options_.optimizer.init_slots(weights, weights + options_.dim, options_.dim);
   index_.insert(id, row);
   return row;
 }
@@ -81,6 +81,7 @@ void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32
   uint32_t buckets[kBatch];
   uint32_t rows[kBatch];
   const auto total = static_cast<int64_t>(batch.ids.size());
+  std::vector<float> changed(options_.gradient.any() ? dim : 0);
   for (int64_t start = 0; start < total;) {
     int n = 0;
     for (; start < total && n < kBatch; ++start) {
@@ -104,7 +105,12 @@ void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32
       touch(rows[i], epoch);
       float* weights = slab_.weights(rows[i]);
       const uint32_t step = ++slab_.header(rows[i])->step;
-      options_.optimizer.apply(weights, weights + dim, batch.sums.data() + sources[i] * dim, dim, step);
+      const float* gradient = batch.sums.data() + sources[i] * dim;
+      if (!changed.empty()) {
+        options_.gradient.apply(gradient, weights, changed.data(), dim);
+        gradient = changed.data();
+      }
+      options_.optimizer.apply(weights, weights + dim, gradient, dim, step);
     }
   }
 }

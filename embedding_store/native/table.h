@@ -9,6 +9,7 @@
 #include "admission_filter.h"
 #include "cuckoo_index.h"
 #include "gradient_batch.h"
+#include "gradient_options.h"
 #include "initial_values.h"
 #include "optimizer.h"
 #include "row_slab.h"
@@ -25,6 +26,7 @@ inline uint32_t bucket_of(uint64_t id, uint32_t buckets) {
 struct TableOptions {
   int64_t dim = 1;
   Optimizer optimizer;
+  GradientOptions gradient;
   float init_stddev = 0.0F;
   uint64_t seed = 0;
   std::vector<uint8_t> admission;  // one entry a slot (4,096), or one for all of them

@@ -16,11 +16,14 @@ from cuckooflow.errors import SpecError
 rates = st.floats(0, 1, allow_nan=False)
 optimizers = st.builds(
     Optimizer,
-    st.sampled_from(["sgd", "adagrad", "adam"]),
-    rates,
+    st.sampled_from(["sgd", "adagrad", "adam", "ftrl"]),
+    st.floats(0.001, 1),
     rates,
     st.floats(0, 0.999),
     st.floats(0, 0.999),
+    beta=st.floats(0.001, 1),
+    l1=rates,
+    l2=rates,
 )
 tables = st.builds(
     TableConfig,
@@ -31,6 +34,8 @@ tables = st.builds(
     seed=st.integers(0, 2**64 - 1),
     admission=st.integers(1, 255),
     slot_admission=st.dictionaries(st.integers(0, 4095), st.integers(1, 255), max_size=4),
+    clip_norm=rates,
+    l2=rates,
 )
 dense = st.builds(
     DenseConfig,
@@ -74,8 +79,13 @@ def test_all_faults_are_named_at_once():
             TableConfig("a", dim=1025, init_stddev=float("nan"), slot_admission={4096: 1}),
             TableConfig("b", dim=8, optimizer=Optimizer("sgd", learning_rate=float("inf"))),
             TableConfig("", dim=8, optimizer=Optimizer("adam", beta1=1.0), seed=-1, filter_bytes=0),
+            TableConfig("c", dim=8, optimizer=Optimizer("ftrl", l1=-1.0), clip_norm=-1.0, l2=float("inf")),
+            TableConfig("d", dim=8, optimizer=Optimizer("ftrl", 0.0, initial_accumulator=0.0, beta=0.0)),
         ),
-        (DenseConfig("w", (0,)), DenseConfig("v", (3,), Optimizer("ftrl"), init="ones_")),  # type: ignore[arg-type]
+        (
+            DenseConfig("w", (0,), Optimizer("rowwise_adagrad")),
+            DenseConfig("v", (3,), Optimizer("ftlr"), init="ones_"),  # type: ignore[arg-type]
+        ),
         buckets=0,
     )
     with pytest.raises(SpecError) as caught:
@@ -94,7 +104,13 @@ def test_all_faults_are_named_at_once():
         "tables..optimizer.beta1",
         "tables..seed",
         "tables..filter_bytes",
+        "tables.c.optimizer.l1",
+        "tables.c.clip_norm",
+        "tables.c.l2",
+        "tables.d.optimizer.learning_rate",
+        "tables.d.optimizer.beta",
         "dense.w.shape",
+        "dense.w.optimizer.kind",
         "dense.v.optimizer.kind",
         "dense.v.init",
     ):

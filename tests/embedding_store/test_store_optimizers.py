@@ -1,4 +1,4 @@
-"""SGD, Adagrad and Adam against their formulas in numpy, for table rows and dense parameters."""
+"""SGD, Adagrad, row-wise Adagrad and Adam against their formulas in numpy, for table rows and dense parameters."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class Reference:
         elif o.kind == "adagrad":
             self.acc += g * g
             self.w -= o.learning_rate * g / np.sqrt(self.acc)
+        elif o.kind == "rowwise_adagrad":
+            self.acc += (g * g).mean()
+            self.w -= o.learning_rate * g / np.sqrt(self.acc)
         else:
             self.m = o.beta1 * self.m + (1 - o.beta1) * g
             self.v = o.beta2 * self.v + (1 - o.beta2) * g * g
@@ -35,6 +38,7 @@ class Reference:
 OPTIMIZERS = [
     Optimizer("sgd", 0.3),
     Optimizer("adagrad", 0.05, initial_accumulator=0.1),
+    Optimizer("rowwise_adagrad", 0.05, initial_accumulator=0.02),
     Optimizer("adam", 0.01, beta1=0.8, beta2=0.95, epsilon=1e-6),
 ]
 
@@ -42,15 +46,17 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("options", OPTIMIZERS, ids=lambda o: o.kind)
 def test_rows_and_dense_follow_the_formulas(options, feeder, rng):
     dim, ids = 5, np.arange(40, dtype=np.uint64)
+    # Dense parameters have no rows.
+    of_dense = Optimizer("adagrad", 0.05) if options.kind == "rowwise_adagrad" else options
     store = EmbeddedStore(
         StoreConfig(
             (TableConfig("t", dim=dim, optimizer=options, init_stddev=0.1),),
-            (DenseConfig("w", (3, 4), options, init="glorot_uniform"), DenseConfig("bias", (), options)),
+            (DenseConfig("w", (3, 4), of_dense, init="glorot_uniform"), DenseConfig("bias", (), of_dense)),
         )
     )
     feed = feeder(store)
     rows = {int(i): Reference(options, w) for i, w in zip(ids, store.lookup({"t": ids})["t"], strict=True)}
-    dense = {name: Reference(options, value) for name, value in store.dense().items()}
+    dense = {name: Reference(of_dense, value) for name, value in store.dense().items()}
     for _ in range(30):
         touched = rng.choice(ids, 25)
         gradients = rng.normal(size=(25, dim)).astype(np.float32)
@@ -74,6 +80,29 @@ def test_adagrad_without_accumulator_survives_a_zero_gradient(feeder):
     ids = np.array([3], np.uint64)
     feeder(store).push({"t": TablePush(ids, np.array([[0.0, 2.0]], np.float32))})
     np.testing.assert_allclose(store.lookup({"t": ids})["t"], [[0.0, -0.1]])
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam", "ftrl", "rowwise_adagrad"])
+def test_a_gradient_whose_square_overflows_or_vanishes_leaves_numbers(kind, feeder):
+    options = Optimizer(kind, 0.1, initial_accumulator=0.0)
+    store = EmbeddedStore(StoreConfig((TableConfig("t", dim=2, optimizer=options),)))
+    feed = feeder(store)
+    ids = np.array([3, 4], np.uint64)
+    for gradient in ([0.0, 0.0], [1e-30, 1e-30], [1e25, 1.0], [1.0, -1e25]):
+        feed.push({"t": TablePush(ids, np.array([gradient, gradient], np.float32))})
+    assert np.isfinite(store.lookup({"t": ids})["t"]).all()
+
+
+def test_rowwise_adagrad_keeps_one_accumulator_a_row(feeder):
+    def bytes_of(kind: str) -> float:
+        config = TableConfig("t", dim=64, optimizer=Optimizer(kind))  # type: ignore[arg-type]
+        store = EmbeddedStore(StoreConfig((config,)))
+        ids = np.arange(10_000, dtype=np.uint64)
+        feeder(store).push({"t": TablePush(ids, np.ones((len(ids), 64), np.float32))})
+        return store.stats()["tables"]["t"]["bytes"]
+
+    # One more float than SGD, rounded up to 16 bytes.
+    assert (bytes_of("rowwise_adagrad") - bytes_of("sgd")) / 10_000 == 16
 
 
 def test_dense_starting_values():
