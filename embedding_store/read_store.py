@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from cuckooflow.embedding_store.api import Delta, Floats, Ids, Optimizer, StoreConfig, TableConfig, Version
 from cuckooflow.embedding_store.config_json import check_config
+from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.errors import BadShape, SnapshotGap
 
@@ -36,6 +37,8 @@ class ReadStore:
         # No optimizer slots and no admission: a replica holds what it is given.
         self._tables = tuple(
             replace(table, optimizer=Optimizer(kind="sgd"), admission=1, slot_admission={})
+            if table.kind == "embedding"
+            else table
             for table in tables
         )
         check_config(StoreConfig(self._tables))
@@ -70,7 +73,7 @@ class ReadStore:
                     "Load the newest full one."
                 )
             core = self._new_core() if delta.base is None else content.core
-            rows = [core.checked_rows(name, table.ids, table.weights) for name, table in delta.tables.items()]
+            rows = [core.checked_delta(name, table) for name, table in delta.tables.items()]
             for name, table in delta.tables.items():
                 if len(table.tombstones):
                     raise BadShape(
@@ -109,6 +112,26 @@ class ReadStore:
             if dense is not None:
                 version = None if content.incarnation is None else Version(content.incarnation, epoch)
                 return rows, dict(dense), version
+
+    def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`."""
+        rows, _ = self.pull_at(ids, as_of_us)
+        return rows if with_dense else rows._replace(dense={})
+
+    def pull_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None) -> tuple[RowsAt, Version | None]:
+        """Rows of tables of any kind, dense parameters and the version that all are of.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        while True:
+            content = self._content
+            rows, epoch = content.core.lookup_at(ids, as_of_us)
+            dense = content.dense.get(epoch)
+            # As in pull.
+            if dense is not None:
+                version = None if content.incarnation is None else Version(content.incarnation, epoch)
+                return rows._replace(dense=dict(dense)), version
 
     def rows(self, table: str) -> int:
         """How many rows a table holds.

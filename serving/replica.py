@@ -285,7 +285,7 @@ def _for_model(delta: Delta, model: Model) -> Delta:
             )
     for table in model.tables:
         rows = delta.tables.get(table.name)
-        if rows is None or rows.weights.shape[1] != table.dim:
+        if rows is None or (table.kind == "embedding" and rows.weights.shape[1] != table.dim):
             raise SnapshotDamaged(
                 f"expected table {table.name!r} of dim {table.dim}, received "
                 f"{'none' if rows is None else rows.weights.shape[1]}; publish a full snapshot of this model"
