@@ -53,8 +53,9 @@ class Events:
         return sums, first, last
 
     def recent(self, id_: int, as_of: int | None) -> tuple[list[int], list[int]]:
-        """Stable sort: of one time, the later pushed is the newer. Only the newest are remembered."""
-        kept = sorted(self.entries.get(id_, [])[::-1], key=lambda e: -e[0])[:LENGTH]
+        """Of one time, the later pushed is the newer. Only the newest are remembered."""
+        entries = enumerate(self.entries.get(id_, []))
+        kept = [entry for _, entry in sorted(entries, key=lambda e: (-e[1][0], -e[0]))][:LENGTH]
         seen = [(t, v) for t, v in kept if as_of is None or t <= as_of]
         free = LENGTH - len(seen)
         return [v for _, v in seen] + [0] * free, [t for t, _ in seen] + [NEVER_US] * free
@@ -275,7 +276,9 @@ def test_a_delta_of_another_shape_is_refused(feeder, rng):
     store = EmbeddedStore(CONFIG)
     feeder(store).push(a_push(rng, Events(), 10_000))
     delta = store.delta("replica", full=True)
-    wider = ReadStore((*TABLES[:1], TableConfig("sums", dim=2, kind="counter", half_lives_us=(1,)), TABLES[2]))
+    wider = ReadStore(
+        (*TABLES[:1], TableConfig("sums", dim=2, kind="counter", half_lives_us=(1,)), TABLES[2])
+    )
     with pytest.raises(BadShape, match="state"):
         wider.apply(delta)
     with pytest.raises(SnapshotGap):
