@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cuckooflow.embedding_store.kinds import AsOf, CounterPush, RecentPush, RowsAt
 from cuckooflow.logs.contract import LogRange, Position
 
 Ids = npt.NDArray[np.uint64]
@@ -63,11 +64,11 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class TableConfig:
-    """An embedding table.
+    """A table: of embeddings, or of one of the kinds in :mod:`cuckooflow.embedding_store.kinds`.
 
     Attributes:
         name: unique within the store.
-        dim: weights a row, 1 to 1024.
+        dim: weights (``embedding``), sums (``counter``) or ids (``recent``) a row, 1 to 1024.
         optimizer: see :class:`Optimizer`.
         init_stddev: a new row's weights are normal(0, init_stddev), drawn from (seed, id, column)
             alone; 0 gives zeros. A lookup of an id without a row answers the same values.
@@ -83,6 +84,10 @@ class TableConfig:
         l2: adds ``l2 * weight`` to the gradient of the rows that are in a push, after clipping, so that
             the pull towards 0 does not depend on how large the gradient is. Default 0. Rows that are
             not in the push stay as they are.
+        kind: ``embedding``; ``counter``: sums that decay in event time, 16 + 8 dim bytes a row; ``recent``:
+            the newest dim ids with their times, 16 dim bytes a row. Those two make a row with an id's
+            first push; optimizer, initial values and admission are not theirs and stay at their defaults.
+        half_lives_us: of a counter: one for all sums or one a sum, microseconds; 0: never decays.
     """
 
     name: str
@@ -95,6 +100,8 @@ class TableConfig:
     filter_bytes: int = 8 << 20
     clip_norm: float = 0.0
     l2: float = 0.0
+    kind: Literal["embedding", "counter", "recent"] = "embedding"
+    half_lives_us: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,10 @@ class TablePush:
     counts: npt.NDArray[np.uint32] | None = None
 
 
+#: What a push may hold for a table, by the table's kind.
+AnyPush = TablePush | CounterPush | RecentPush
+
+
 class PushAnswer(NamedTuple):
     """Of the store's buckets, how many took the range now and how many had it already."""
 
@@ -161,11 +172,17 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class TableDelta:
-    """Rows of one table: (n,) ids and their (n, dim) weights, and the ids whose rows are gone."""
+    """Rows of one table: (n,) ids and their (n, dim) weights, and the ids whose rows are gone.
+
+    Of a counter or recent table, weights are (n, 0) and ``state`` is (n, bytes) uint8, little-endian: a
+    counter's first and last time, int64, and its sums as of the last, float64; a recent table's pairs of id,
+    uint64, and time, int64, newest first.
+    """
 
     ids: Ids
     weights: Floats
     tombstones: Ids
+    state: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,10 +236,20 @@ class Store(Protocol):
         """:meth:`lookup` and :meth:`dense` in one round trip: what a training step needs."""
         ...
 
+    def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
+        """Rows of tables of any kind, and dense parameters where asked for, in one round trip.
+
+        Counters and recent tables answer as of ``as_of_us``; embeddings and dense parameters as they are now.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        ...
+
     def push(
         self,
         range_: LogRange,
-        tables: Mapping[str, TablePush],
+        tables: Mapping[str, AnyPush],
         dense: Mapping[str, Floats],
         event_time_us: int,
     ) -> PushAnswer:

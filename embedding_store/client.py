@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from cuckooflow.embedding_store.address import Address
-from cuckooflow.embedding_store.api import Delta, Floats, Ids, PushAnswer, StoreConfig, TablePush, Version
+from cuckooflow.embedding_store.api import AnyPush, Delta, Floats, Ids, PushAnswer, StoreConfig, Version
 from cuckooflow.embedding_store.config_json import config_from_json
-from cuckooflow.embedding_store.verbs import keyed, pack_push, pushed_answer, unkeyed, unpack_delta
+from cuckooflow.embedding_store.kinds import AsOf, RowsAt
+from cuckooflow.embedding_store.kinds_wire import pack_lookup, unpack_rows
+from cuckooflow.embedding_store.verbs import pack_push, pushed_answer, unpack_delta
 from cuckooflow.embedding_store.wire import (
     CALL_BYTES_MAX,
     SCHEMA,
@@ -27,6 +29,7 @@ from cuckooflow.embedding_store.wire import (
     send,
 )
 from cuckooflow.embedding_store.wire_errors import raise_if_error
+from cuckooflow.embedding_store.wire_names import keyed, unkeyed
 from cuckooflow.errors import StoreUnavailable
 from cuckooflow.logs.contract import LogRange, Position
 
@@ -93,10 +96,14 @@ class StoreClient:
         arrays = self._call("pull", {}, keyed("ids", ids))[1]
         return unkeyed("rows", arrays), unkeyed("dense", arrays)
 
+    def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`."""
+        return unpack_rows(self._call("lookup_at", *pack_lookup(ids, as_of_us, with_dense))[1])
+
     def push(
         self,
         range_: LogRange,
-        tables: Mapping[str, TablePush],
+        tables: Mapping[str, AnyPush],
         dense: Mapping[str, Floats],
         event_time_us: int,
     ) -> PushAnswer:

@@ -8,6 +8,7 @@ import math
 from typing import Any, get_args, get_type_hints
 
 from cuckooflow.embedding_store.api import SLOT_BITS, DenseConfig, Optimizer, StoreConfig, TableConfig
+from cuckooflow.embedding_store.kinds import TIME_US_MAX
 from cuckooflow.errors import SpecError
 
 DIM_MAX = 1024
@@ -77,7 +78,7 @@ def check_config(config: StoreConfig) -> None:
 
 
 def _table_faults(table: TableConfig) -> list[str]:
-    faults = _optimizer_faults(table.optimizer)
+    faults = _optimizer_faults(table.optimizer) + _kind_faults(table)
     if not 1 <= table.dim <= DIM_MAX:
         faults.append(f"dim: expected 1 to {DIM_MAX}, received {table.dim}")
     if not (math.isfinite(table.init_stddev) and table.init_stddev >= 0):
@@ -98,6 +99,25 @@ def _table_faults(table: TableConfig) -> list[str]:
                 f"slot_admission: expected slots 0 to {(1 << SLOT_BITS) - 1} with an admission of "
                 f"1 to {ADMISSION_MAX}, received {slot}: {admission}"
             )
+    return faults
+
+
+def _kind_faults(table: TableConfig) -> list[str]:
+    if table.kind not in ("embedding", "counter", "recent"):
+        return [f"kind: expected embedding, counter or recent, received {table.kind!r}"]
+    faults = []
+    given = len(table.half_lives_us)
+    if given not in ((1, table.dim) if table.kind == "counter" else (0,)):
+        expected = f"1 or {table.dim} (dim) of them" if table.kind == "counter" else "none but for a counter"
+        faults.append(f"half_lives_us: expected {expected}, received {given}")
+    for us in table.half_lives_us:
+        if not 0 <= us <= TIME_US_MAX:
+            faults.append(f"half_lives_us: expected 0 (never decays) to 2^61 microseconds, received {us}")
+    if table.kind != "embedding":
+        plain = TableConfig(table.name, table.dim)
+        for name in ("optimizer", "init_stddev", "seed", "admission", "slot_admission"):
+            if getattr(table, name) != getattr(plain, name):
+                faults.append(f"{name}: expected none for kind {table.kind}, which has no use for it")
     return faults
 
 
@@ -144,7 +164,8 @@ def _optimizer_faults(optimizer: Optimizer) -> list[str]:
 def _table(body: dict[str, Any]) -> TableConfig:
     slots = {int(slot): admission for slot, admission in body.pop("slot_admission", {}).items()}
     optimizer = Optimizer(**body.pop("optimizer", {}))
-    return TableConfig(**body, optimizer=optimizer, slot_admission=slots)
+    half_lives = tuple(int(us) for us in body.pop("half_lives_us", ()))
+    return TableConfig(**body, optimizer=optimizer, slot_admission=slots, half_lives_us=half_lives)
 
 
 def _dense(body: dict[str, Any]) -> DenseConfig:

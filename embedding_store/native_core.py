@@ -6,7 +6,7 @@ The core trusts its callers: every array is checked here for dtype, shape and co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +14,43 @@ import numpy.typing as npt
 from cuckooflow.embedding_store import _native
 from cuckooflow.embedding_store.api import (
     SLOT_BITS,
+    AnyPush,
     DenseConfig,
     Floats,
     Ids,
     Optimizer,
     StoreConfig,
     TableConfig,
+    TableDelta,
     TablePush,
 )
 from cuckooflow.embedding_store.dense_init import initial_dense
+from cuckooflow.embedding_store.kind_checks import (
+    check_push_kind,
+    checked_array,
+    checked_times,
+    counter_rows,
+    recent_rows,
+    state_bytes,
+    times_of,
+)
+from cuckooflow.embedding_store.kinds import AsOf, CounterPush, RecentPush, RowsAt
 from cuckooflow.errors import BadShape, NonFiniteGradient, UnknownTable
+
+#: How rows of weights are kept; all but float32 are for tables in read role.
+RowFormat = Literal["float32", "float16", "int8"]
 
 
 class NativeCore:
     """Tables and dense parameters by name, over the native core. Thread-safe as the core is."""
 
-    def __init__(self, tables: Sequence[TableConfig], dense: Sequence[DenseConfig], buckets: int) -> None:
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        dense: Sequence[DenseConfig],
+        buckets: int,
+        rows: RowFormat = "float32",
+    ) -> None:
         self.tables = tuple(tables)
         self.dense = tuple(dense)
         self.table_number = {table.name: i for i, table in enumerate(self.tables)}
@@ -39,13 +60,15 @@ class NativeCore:
             admission = _admissions(table)
             self.raw.add_table(
                 dim=table.dim,
-                optimizer=_optimizer(table.optimizer),
+                optimizer=_optimizer(table.optimizer if table.kind == "embedding" else Optimizer("sgd")),
                 clip_norm=table.clip_norm,
                 l2=table.l2,
-                stddev=table.init_stddev,
+                stddev=table.init_stddev if table.kind == "embedding" else 0.0,
                 seed=table.seed,
                 admission=admission,
                 filter_bytes=table.filter_bytes if int(admission.max()) > 1 else 0,
+                rows=rows if table.kind == "embedding" else table.kind,
+                half_lives_us=list(table.half_lives_us),
             )
         for parameter in self.dense:
             name_hash = _native.hash_strings32(
@@ -71,9 +94,42 @@ class NativeCore:
         Raises:
             UnknownTable, BadShape.
         """
+        for name in ids:
+            kind = self.tables[self.number(name)].kind
+            if kind != "embedding":
+                raise BadShape(f"table {name!r} is of kind {kind}, which has no weights. Use lookup_at.")
         asked = [(self.number(name), checked_ids(name, values)) for name, values in ids.items()]
-        rows, dense, epoch = self.raw.lookup(asked, with_dense)
+        rows, dense, epoch, _ = self.raw.lookup(asked, with_dense)
         return dict(zip(ids, rows, strict=True)), self.shaped(dense) if with_dense else {}, epoch
+
+    def lookup_at(
+        self, ids: Mapping[str, Ids], as_of_us: AsOf, with_dense: bool = False
+    ) -> tuple[RowsAt, int]:
+        """Rows of tables of any kind, dense parameters and the epoch, all of one moment.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        if as_of_us is not None and not isinstance(as_of_us, int | np.integer):
+            for name in as_of_us:
+                self.number(name)
+        checked = {name: checked_ids(name, values) for name, values in ids.items()}
+        kinds = {name: self.tables[self.number(name)].kind for name in ids}
+        embeddings = [name for name in ids if kinds[name] == "embedding"]
+        streams = [name for name in ids if kinds[name] != "embedding"]
+        rows, dense, epoch, answers = self.raw.lookup(
+            [(self.number(name), checked[name]) for name in embeddings],
+            with_dense,
+            [
+                (self.number(name), checked[name], times_of(name, as_of_us, len(checked[name])))
+                for name in streams
+            ],
+        )
+        found = dict(zip(streams, answers, strict=True))
+        counters = {name: counter_rows(*found[name]) for name in streams if kinds[name] == "counter"}
+        recents = {name: recent_rows(*found[name]) for name in streams if kinds[name] == "recent"}
+        weights = dict(zip(embeddings, rows, strict=True))
+        return RowsAt(weights, counters, recents, self.shaped(dense) if with_dense else {}), epoch
 
     def shaped(self, flat: Sequence[Floats]) -> dict[str, Floats]:
         """Dense parameters by name, in their shapes."""
@@ -82,22 +138,59 @@ class NativeCore:
             for parameter, value in zip(self.dense, flat, strict=True)
         }
 
-    def prepare(self, tables: Mapping[str, TablePush], dense: Mapping[str, Floats]) -> Any:
+    def prepare(self, tables: Mapping[str, AnyPush], dense: Mapping[str, Floats]) -> Any:
         """A push, checked and its duplicates summed, without holding any lock.
 
         Raises:
             UnknownTable, BadShape, NonFiniteGradient.
         """
         prepared = _native.Push()
-        checked_tables = [(name, *self._checked_push(name, push)) for name, push in tables.items()]
+        for name, push in tables.items():
+            check_push_kind(self.tables[self.number(name)], push)
+        checked_tables = [
+            (name, *self._checked_push(name, push))
+            for name, push in tables.items()
+            if isinstance(push, TablePush)
+        ]
         checked_dense = [(name, self._checked_dense(name, gradient)) for name, gradient in dense.items()]
         for name, ids, gradients, counts in checked_tables:
             if not prepared.add_table(self.raw, self.table_number[name], ids, gradients, counts):
+                raise NonFiniteGradient(_non_finite(f"table {name!r}"))
+        for name, push in tables.items():
+            if not isinstance(push, TablePush) and not self._add_stream(prepared, name, push):
                 raise NonFiniteGradient(_non_finite(f"table {name!r}"))
         for name, gradient in checked_dense:
             if not prepared.add_dense(self.dense_number[name], gradient):
                 raise NonFiniteGradient(_non_finite(f"dense parameter {name!r}"))
         return prepared
+
+    def _add_stream(self, prepared: Any, name: str, push: CounterPush | RecentPush) -> bool:
+        number = self.number(name)
+        ids = checked_ids(name, push.ids)
+        times = checked_times(name, push.times_us, len(ids))
+        if isinstance(push, CounterPush):
+            shape = (len(ids), self.tables[number].dim)
+            amounts = checked_array(name, "amounts", push.amounts, shape, np.float32)
+            return bool(prepared.add_counters(number, ids, amounts, times))
+        values = checked_array(name, "values", push.values, (len(ids),), np.uint64)
+        prepared.add_recents(number, ids, values, times)
+        return True
+
+    def checked_delta(self, name: str, delta: TableDelta) -> tuple[int, Ids, Floats]:
+        """The table's number and a delta's rows, fit for the core.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        table = self.tables[self.number(name)]
+        if table.kind == "embedding":
+            return self.checked_rows(name, delta.ids, delta.weights)
+        ids = checked_ids(name, delta.ids)
+        if not len(ids):
+            return self.number(name), ids, np.empty((0, state_bytes(table) // 4), np.float32)
+        shape = (len(ids), state_bytes(table))
+        state = checked_array(name, f"a {table.kind}'s state", delta.state, shape, np.uint8)
+        return self.number(name), ids, state.view(np.float32)
 
     def checked_rows(self, name: str, ids: Ids, weights: Floats) -> tuple[int, Ids, Floats]:
         """The table's number and its rows, fit for the core.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from cuckooflow.embedding_store.api import Delta, Floats, Ids, Optimizer, StoreConfig, TableConfig, Version
 from cuckooflow.embedding_store.config_json import check_config
-from cuckooflow.embedding_store.native_core import NativeCore
-from cuckooflow.errors import BadShape, SnapshotGap
+from cuckooflow.embedding_store.kinds import AsOf, RowsAt
+from cuckooflow.embedding_store.native_core import NativeCore, RowFormat
+from cuckooflow.errors import BadShape, SnapshotGap, SpecError
 
 
 @dataclass
@@ -29,13 +30,24 @@ class ReadStore:
     without a row has its initial value, as in the training store.
 
     Args:
-        tables: as the training store has them; of their options only name, dim, init_stddev and seed count.
+        tables: as the training store has them; of their options only name, dim, kind, half-lives,
+            init_stddev and seed count.
+        rows: how weights are kept. ``float16`` takes half the bytes of a ``float32`` row besides its header
+            of 16, and answers within 2^-11 of a weight's size (within 2^-25 absolutely for weights below
+            2^-14; finite ones over 65504 become that). ``int8`` takes a quarter, and answers within 1/254
+            of the row's largest weight; a row that holds NaN or an infinity reads as NaN throughout.
+            Ids without a row answer their exact initial values.
     """
 
-    def __init__(self, tables: Sequence[TableConfig]) -> None:
+    def __init__(self, tables: Sequence[TableConfig], rows: RowFormat = "float32") -> None:
+        if rows not in ("float32", "float16", "int8"):
+            raise SpecError(f"rows: expected float32, float16 or int8, received {rows!r}")
+        self._rows = rows
         # No optimizer slots and no admission: a replica holds what it is given.
         self._tables = tuple(
             replace(table, optimizer=Optimizer(kind="sgd"), admission=1, slot_admission={})
+            if table.kind == "embedding"
+            else table
             for table in tables
         )
         check_config(StoreConfig(self._tables))
@@ -70,7 +82,7 @@ class ReadStore:
                     "Load the newest full one."
                 )
             core = self._new_core() if delta.base is None else content.core
-            rows = [core.checked_rows(name, table.ids, table.weights) for name, table in delta.tables.items()]
+            rows = [core.checked_delta(name, table) for name, table in delta.tables.items()]
             for name, table in delta.tables.items():
                 if len(table.tombstones):
                     raise BadShape(
@@ -110,6 +122,26 @@ class ReadStore:
                 version = None if content.incarnation is None else Version(content.incarnation, epoch)
                 return rows, dict(dense), version
 
+    def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`."""
+        rows, _ = self.pull_at(ids, as_of_us)
+        return rows if with_dense else rows._replace(dense={})
+
+    def pull_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None) -> tuple[RowsAt, Version | None]:
+        """Rows of tables of any kind, dense parameters and the version that all are of.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        while True:
+            content = self._content
+            rows, epoch = content.core.lookup_at(ids, as_of_us)
+            dense = content.dense.get(epoch)
+            # As in pull.
+            if dense is not None:
+                version = None if content.incarnation is None else Version(content.incarnation, epoch)
+                return rows._replace(dense=dict(dense)), version
+
     def rows(self, table: str) -> int:
         """How many rows a table holds.
 
@@ -119,5 +151,16 @@ class ReadStore:
         core = self._content.core
         return int(core.raw.table_stats(core.number(table))["rows"])
 
+    def stats(self) -> dict[str, dict[str, float]]:
+        """Table name -> ``rows``, ``row_bytes``, ``bytes`` (of rows and index), ``load_factor``."""
+        core = self._content.core
+        return {
+            name: {
+                "row_bytes": core.raw.row_bytes(core.number(name)),
+                **{key: found[key] for key in ("rows", "bytes", "load_factor")},
+            }
+            for name, found in core.stats().items()
+        }
+
     def _new_core(self) -> NativeCore:
-        return NativeCore(self._tables, (), 1)
+        return NativeCore(self._tables, (), 1, self._rows)

@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 
 from cuckooflow.embedding_store.api import (
+    AnyPush,
     Delta,
     Floats,
     Ids,
     PushAnswer,
     StoreConfig,
     TableDelta,
-    TablePush,
     Version,
 )
 from cuckooflow.embedding_store.checkpoint import read_newest, write_checkpoint
 from cuckooflow.embedding_store.config_json import check_config
 from cuckooflow.embedding_store.consumers import DeltaConsumers
 from cuckooflow.embedding_store.data_folder import DataFolder
+from cuckooflow.embedding_store.kind_checks import as_kind
+from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
@@ -173,10 +175,14 @@ class EmbeddedStore:
         rows, dense, _ = self._core.lookup(ids, with_dense=True)
         return rows, dense
 
+    def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`."""
+        return self._core.lookup_at(ids, as_of_us, with_dense)[0]
+
     def push(
         self,
         range_: LogRange,
-        tables: Mapping[str, TablePush],
+        tables: Mapping[str, AnyPush],
         dense: Mapping[str, Floats],
         event_time_us: int,
     ) -> PushAnswer:
@@ -216,7 +222,7 @@ class EmbeddedStore:
             version=Version(self._incarnation, version),
             base=None if base is None else Version(self._incarnation, base),
             tables={
-                table.name: TableDelta(ids, weights, gone)
+                table.name: as_kind(table, TableDelta(ids, weights, gone))
                 for table, (ids, weights) in zip(self._config.tables, tables, strict=True)
             },
             dense=self._core.shaped(dense),

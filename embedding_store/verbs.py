@@ -1,50 +1,38 @@
-"""The store's verbs over the wire, both sides of each: what a call carries and what its answer does.
-
-An array's name is a path of its parts, so any table name will do: ``["ids", "user"]`` as JSON.
-"""
+"""The store's verbs over the wire, both sides of each: what a call carries and what its answer does."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cuckooflow.embedding_store.api import (
+    AnyPush,
     Delta,
     Floats,
     Ids,
     PushAnswer,
     Store,
     TableDelta,
-    TablePush,
     Version,
 )
 from cuckooflow.embedding_store.config_json import config_to_json
+from cuckooflow.embedding_store.kinds_wire import (
+    pack_rows,
+    pack_tables,
+    states,
+    unpack_lookup,
+    unpack_tables,
+)
 from cuckooflow.embedding_store.wire import Array
+from cuckooflow.embedding_store.wire_names import keyed, unkeyed
 from cuckooflow.errors import StoreError
 from cuckooflow.logs.contract import LogRange, Position
 
 Message = tuple[dict[str, Any], dict[str, Array]]
 
 
-def key(*parts: str) -> str:
-    """An array's name."""
-    return json.dumps(parts, separators=(",", ":"))
-
-
-def keyed(kind: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays by table or parameter, named for the wire."""
-    return {key(kind, name): array for name, array in arrays.items()}
-
-
-def unkeyed(kind: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Those of a message's arrays that :func:`keyed` named so."""
-    named = {tuple(json.loads(name)): array for name, array in arrays.items()}
-    return {parts[1]: array for parts, array in named.items() if parts[0] == kind}
-
-
 def pack_push(
-    range_: LogRange, tables: Mapping[str, TablePush], dense: Mapping[str, Floats], event_time_us: int
+    range_: LogRange, tables: Mapping[str, AnyPush], dense: Mapping[str, Floats], event_time_us: int
 ) -> Message:
     """A push as a message."""
     head = {
@@ -55,28 +43,17 @@ def pack_push(
         "last": _pair(range_.last),
         "event_time_us": int(event_time_us),
     }
-    arrays = {
-        **keyed("ids", {name: push.ids for name, push in tables.items()}),
-        **keyed("gradients", {name: push.gradients for name, push in tables.items()}),
-        **keyed("counts", {name: push.counts for name, push in tables.items() if push.counts is not None}),
-        **keyed("dense", dense),
-    }
-    return head, arrays
+    return head, {**pack_tables(tables), **keyed("dense", dense)}
 
 
 def unpack_push(
     head: dict[str, Any], arrays: dict[str, Array]
-) -> tuple[LogRange, dict[str, TablePush], dict[str, Floats], int]:
+) -> tuple[LogRange, dict[str, AnyPush], dict[str, Floats], int]:
     """What :func:`pack_push` packed."""
     range_ = LogRange(
         head["log"], head["incarnation"], head["partition"], Position(*head["first"]), Position(*head["last"])
     )
-    gradients, counts = unkeyed("gradients", arrays), unkeyed("counts", arrays)
-    tables = {
-        name: TablePush(ids, gradients[name], counts.get(name))
-        for name, ids in unkeyed("ids", arrays).items()
-    }
-    return range_, tables, unkeyed("dense", arrays), head["event_time_us"]
+    return range_, unpack_tables(arrays), unkeyed("dense", arrays), head["event_time_us"]
 
 
 def pack_delta(delta: Delta) -> Message:
@@ -90,6 +67,7 @@ def pack_delta(delta: Delta) -> Message:
         **keyed("ids", {name: table.ids for name, table in delta.tables.items()}),
         **keyed("weights", {name: table.weights for name, table in delta.tables.items()}),
         **keyed("tombstones", {name: table.tombstones for name, table in delta.tables.items()}),
+        **keyed("state", states(delta.tables)),
         **keyed("dense", delta.dense),
     }
     return head, arrays
@@ -98,11 +76,12 @@ def pack_delta(delta: Delta) -> Message:
 def unpack_delta(head: dict[str, Any], arrays: dict[str, Array]) -> Delta:
     """What :func:`pack_delta` packed."""
     weights, tombstones = unkeyed("weights", arrays), unkeyed("tombstones", arrays)
+    state = unkeyed("state", arrays)
     return Delta(
         version=Version(*head["version"]),
         base=None if head["base"] is None else Version(*head["base"]),
         tables={
-            name: TableDelta(ids, weights[name], tombstones[name])
+            name: TableDelta(ids, weights[name], tombstones[name], state.get(name))
             for name, ids in unkeyed("ids", arrays).items()
         },
         dense=unkeyed("dense", arrays),
@@ -163,6 +142,10 @@ _VERBS: dict[str, Callable[[Store, dict[str, Any], dict[str, Array]], Message]] 
     "incarnation": _answer("incarnation", lambda store, _: store.incarnation()),
     "open_log": _open_log,
     "lookup": lambda store, _, arrays: ({}, keyed("rows", store.lookup(_ids(arrays)))),
+    "lookup_at": lambda store, head, arrays: (
+        {},
+        pack_rows(store.lookup_at(*unpack_lookup(head, arrays))),
+    ),
     "dense": lambda store, _, __: ({}, keyed("dense", store.dense())),
     "pull": _pull,
     "push": _push,

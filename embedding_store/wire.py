@@ -27,7 +27,13 @@ HEAD_BYTES_MAX = 4 << 20
 CALL_BYTES_MAX = 256 << 20
 
 Array = npt.NDArray[Any]
-_DTYPES = {"uint64": np.uint64, "uint32": np.uint32, "float32": np.float32}
+_DTYPES = {
+    "uint64": np.uint64,
+    "int64": np.int64,
+    "uint32": np.uint32,
+    "uint8": np.uint8,
+    "float32": np.float32,
+}
 
 
 def send(writer: Any, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

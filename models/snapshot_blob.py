@@ -1,7 +1,7 @@
 """A snapshot's blob: one Arrow IPC file with a row for every table and dense parameter.
 
 Each row holds its arrays whole, as list values: ids and tombstones uint64, weights float32, bit for bit
-what the store held. Any Arrow reader opens it.
+what the store held; for counter and recent tables, the rows' state in bytes. Any Arrow reader opens it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _BLOB_SCHEMA = pa.schema(
         pa.field("ids", pa.large_list(pa.uint64()), nullable=False),
         pa.field("weights", pa.large_list(pa.float32()), nullable=False),
         pa.field("tombstones", pa.large_list(pa.uint64()), nullable=False),
+        pa.field("state", pa.large_list(pa.uint8()), nullable=True),
     ]
 )
 
@@ -38,7 +39,7 @@ def _blob_rows(delta: Delta) -> Iterator[pa.RecordBatch]:
             raise ValueError(
                 f"table {name!r}: expected weights of shape ({len(table.ids)}, dim), received {shape}"
             )
-        yield _blob_row("table", name, shape, table.ids, table.weights, table.tombstones)
+        yield _blob_row("table", name, shape, table.ids, table.weights, table.tombstones, table.state)
     for name, value in delta.dense.items():
         yield _blob_row("dense", name, value.shape, no_ids, value, no_ids)
 
@@ -50,6 +51,7 @@ def _blob_row(
     ids: npt.NDArray[np.uint64],
     weights: npt.NDArray[np.float32],
     tombstones: npt.NDArray[np.uint64],
+    state: npt.NDArray[np.uint8] | None = None,
 ) -> pa.RecordBatch:
     columns = [
         pa.array([part], pa.string()),
@@ -58,6 +60,7 @@ def _blob_row(
         _one_list(ids, np.dtype(np.uint64)),
         _one_list(weights, np.dtype(np.float32)),
         _one_list(tombstones, np.dtype(np.uint64)),
+        pa.nulls(1, pa.large_list(pa.uint8())) if state is None else _one_list(state, np.dtype(np.uint8)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_BLOB_SCHEMA)
 
@@ -128,7 +131,11 @@ def parse_blob(raw: bytes) -> tuple[dict[str, TableDelta], dict[str, npt.NDArray
         ids = _values(row, "ids")
         if len(shape) != 2 or shape[0] != len(ids):
             raise ValueError(f"table {name!r} with {len(ids)} ids and weights of shape {shape}")
-        tables[name] = TableDelta(ids=ids, weights=weights, tombstones=_values(row, "tombstones"))
+        state = None
+        if row.column("state").null_count == 0:
+            # Where there are no rows, nothing tells their width; nor does it matter.
+            state = _values(row, "state").reshape(len(ids), -1) if len(ids) else np.empty((0, 0), np.uint8)
+        tables[name] = TableDelta(ids, weights, _values(row, "tombstones"), state)
     return tables, dense
 
 

@@ -23,6 +23,7 @@ def serve_job(job: JobSpec) -> None:
             name=job.name,
             snapshots=job.path(job.snapshots.dir),
             listen=job.serving.listen,
+            rows=job.serving.rows,
             address_file=address_files(job)[1],
             impressions=ImpressionOptions(
                 log=job.path(log.path),

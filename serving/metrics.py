@@ -74,6 +74,9 @@ class _ReplicaCollector(Collector):
         )
         yield GaugeMetricFamily("cuckooflow_snapshot_age_seconds", "Since it was taken.", age_s)
         rows = GaugeMetricFamily("cuckooflow_table_rows", "Rows held.", labels=["table"])
-        for table in served.model.tables:
-            rows.add_metric([table.name], served.store.rows(table.name))
+        size = GaugeMetricFamily("cuckooflow_table_bytes", "Of rows and index.", labels=["table"])
+        for table, found in served.store.stats().items():
+            rows.add_metric([table], found["rows"])
+            size.add_metric([table], found["bytes"])
         yield rows
+        yield size

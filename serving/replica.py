@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from cuckooflow.embedding_store.api import Delta, Version
+from cuckooflow.embedding_store.native_core import RowFormat
 from cuckooflow.embedding_store.read_store import ReadStore
 from cuckooflow.errors import CuckooflowError, NoSnapshot, SnapshotDamaged
 from cuckooflow.models import snapshots
@@ -98,6 +99,7 @@ class Replica:
         on_applied: called in the polling thread after each applied snapshot.
         relist_polls: a poll looks for the next number only; every this many, default 50, it lists the
             folder, which finds the way again after the next number was deleted as too old.
+        rows: how weights are kept, see :class:`~cuckooflow.embedding_store.read_store.ReadStore`.
     """
 
     def __init__(
@@ -106,11 +108,13 @@ class Replica:
         clock_us: Callable[[], int],
         on_applied: Callable[[Applied], None] | None = None,
         relist_polls: int = 50,
+        rows: RowFormat = "float32",
     ) -> None:
         self._folder = folder
         self._clock_us = clock_us
         self._on_applied = on_applied
         self._relist_polls = relist_polls
+        self._rows = rows
         self._polls = 0
         self._seen = 0  # every number up to here was looked at, or is too old to be wanted
         self._refused: set[int] = set()
@@ -223,7 +227,7 @@ class Replica:
         served = self._served
         if manifest.base is None or served is None:
             model = self._model_for(manifest)
-            store = ReadStore(model.tables)
+            store = ReadStore(model.tables, self._rows)
             store.apply(_for_model(delta, model))
             _warm_up(model, store)
             manifests = {manifest.version: manifest}
@@ -285,7 +289,7 @@ def _for_model(delta: Delta, model: Model) -> Delta:
             )
     for table in model.tables:
         rows = delta.tables.get(table.name)
-        if rows is None or rows.weights.shape[1] != table.dim:
+        if rows is None or (table.kind == "embedding" and rows.weights.shape[1] != table.dim):
             raise SnapshotDamaged(
                 f"expected table {table.name!r} of dim {table.dim}, received "
                 f"{'none' if rows is None else rows.weights.shape[1]}; publish a full snapshot of this model"

@@ -21,6 +21,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
+from cuckooflow.embedding_store.native_core import RowFormat
 from cuckooflow.errors import SpecError
 from cuckooflow.serving.app import AppOptions, make_app
 from cuckooflow.serving.impressions import ImpressionOptions
@@ -44,6 +45,8 @@ class ServeOptions:
             authentication before it where others should reach it.
         impressions: what ``log_impressions`` does; default: refused.
         poll_interval_s: how often it looks for a new snapshot, default 0.2 s. Costs a file lookup each.
+        rows: how the replica keeps weights: ``float32`` (default), ``float16`` or ``int8``; errors and bytes in
+            :class:`~cuckooflow.embedding_store.read_store.ReadStore`.
         rows_max: rows of one request, default 10,000.
         body_bytes_max, requests_max, threads: see :class:`~cuckooflow.serving.app.AppOptions`.
         shutdown_seconds_max: how long requests under way may take after SIGTERM, default 10 s.
@@ -55,6 +58,7 @@ class ServeOptions:
     address_file: Path | None = None
     impressions: ImpressionOptions = field(default_factory=ImpressionOptions)
     poll_interval_s: float = 0.2
+    rows: RowFormat = "float32"
     rows_max: int = 10_000
     body_bytes_max: int = 16 << 20
     requests_max: int = 64
@@ -75,7 +79,7 @@ class ScorerServer:
         host, port = self._socket.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._metrics = ScorerMetrics()
-        self._replica = Replica(options.snapshots, _clock_us, self._metrics.applied)
+        self._replica = Replica(options.snapshots, _clock_us, self._metrics.applied, rows=options.rows)
         self._metrics.watch(self._replica, _clock_us)
         self._scorer = Scorer(self._replica, _clock_us, options.impressions, options.rows_max)
         self._stop = threading.Event()
@@ -197,6 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--snapshots", required=True, type=Path, help="folder that is followed")
     parser.add_argument("--listen", default=ServeOptions.listen, help="default %(default)s")
     parser.add_argument("--address-file", type=Path, help="gets host:port once requests are answered")
+    parser.add_argument(
+        "--rows",
+        choices=("float32", "float16", "int8"),
+        default=ServeOptions.rows,
+        help="default %(default)s",
+    )
     parser.add_argument("--impressions", type=Path, help="local log that log_impressions writes")
     parser.add_argument("--impressions-partition", type=int, default=0, help="default %(default)s")
     parser.add_argument("--time", default="time[s]", help="how that log writes times, default %(default)s")
@@ -214,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         snapshots=given.snapshots,
         listen=given.listen,
         address_file=given.address_file,
+        rows=given.rows,
         impressions=impressions,
     )
     try:

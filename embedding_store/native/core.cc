@@ -6,9 +6,11 @@
 
 namespace cuckooflow {
 
-uint32_t Core::lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out) {
+uint32_t Core::lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out,
+                      const std::vector<StreamRequest>& streams) {
   const std::shared_lock<FairLock> hold(lock_);
   for (const LookupRequest& r : requests) tables_[r.table]->lookup(r.ids, r.n, r.out);
+  for (const StreamRequest& r : streams) tables_[r.table]->lookup_stream(r.ids, r.n, r.as_of_us, r.out);
   for (size_t i = 0; i < dense_out.size(); ++i) {
     const std::vector<float>& value = dense_[i].parameter.value();
     std::copy(value.begin(), value.end(), dense_out[i]);
@@ -20,6 +22,8 @@ void Core::push(const Push& push, const uint8_t* bucket_mask) noexcept {
   const std::unique_lock<FairLock> hold(lock_);
   for (const Push::TablePart& part : push.tables)
     tables_[part.table]->apply(part.batch, bucket_mask, epoch());
+  for (const Push::StreamPart& part : push.streams)
+    tables_[part.table]->apply_stream(part.batch, bucket_mask, epoch());
   for (const Push::DensePart& part : push.dense) {
     DenseEntry& entry = dense_[part.dense];
     if (bucket_mask[entry.bucket] != 0) entry.parameter.apply(part.gradient);

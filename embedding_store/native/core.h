@@ -22,6 +22,15 @@ struct LookupRequest {
   float* out;  // (n, dim)
 };
 
+// Of a counter or recent table.
+struct StreamRequest {
+  int table;
+  const uint64_t* ids;
+  int64_t n;
+  const int64_t* as_of_us;  // null: as of each row's last update
+  StreamOut out;
+};
+
 struct AssignRequest {
   int table;
   const uint64_t* ids;
@@ -39,8 +48,13 @@ struct Push {
     int dense;
     const float* gradient;  // must outlive the push
   };
+  struct StreamPart {
+    int table;
+    StreamBatch batch;
+  };
   std::vector<TablePart> tables;
   std::vector<DensePart> dense;
+  std::vector<StreamPart> streams;
 };
 
 class Core {
@@ -63,7 +77,8 @@ class Core {
   uint32_t epoch() const { return epoch_.load(std::memory_order_acquire); }
 
   // All requests see one version; `dense_out[i]` may be null. The epoch they saw.
-  uint32_t lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out);
+  uint32_t lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out,
+                  const std::vector<StreamRequest>& streams = {});
   // A push is applied whole: where memory runs out in the middle, the process ends rather than going on
   // with half of it, and its successor restores the last checkpoint. The same holds for assign.
   void push(const Push& push, const uint8_t* bucket_mask) noexcept;

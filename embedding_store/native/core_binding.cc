@@ -24,6 +24,7 @@ using Array = py::array_t<T, py::array::c_style>;
 using Floats = Array<float>;
 using Ids = Array<uint64_t>;
 using Bytes = Array<uint8_t>;
+using Times = Array<int64_t>;
 
 Optimizer make_optimizer(const std::string& kind, float learning_rate, float initial_accumulator, float beta1,
                          float beta2, float epsilon, float beta, float l1, float l2) {
@@ -35,10 +36,22 @@ Optimizer make_optimizer(const std::string& kind, float learning_rate, float ini
   return {which, learning_rate, initial_accumulator, beta1, beta2, epsilon, beta, l1, l2};
 }
 
+RowKind kind_of(const std::string& name) {
+  return name == "float16"   ? RowKind::kFloat16
+         : name == "int8"    ? RowKind::kInt8
+         : name == "counter" ? RowKind::kCounter
+         : name == "recent"  ? RowKind::kRecent
+                             : RowKind::kFloat32;
+}
+
 void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float clip_norm, float l2, float stddev,
-               uint64_t seed, const Bytes& admission, uint64_t filter_bytes) {
+               uint64_t seed, const Bytes& admission, uint64_t filter_bytes, const std::string& rows,
+               const std::vector<int64_t>& half_lives_us) {
   TableOptions options;
-  options.dim = dim;
+  options.kind = kind_of(rows);
+  options.columns = dim;
+  options.dim = row_floats(options.kind, dim);
+  options.half_lives_us = half_lives_us;
   options.optimizer = optimizer;
   options.gradient = {clip_norm, l2};
   options.init_stddev = stddev;
@@ -61,13 +74,42 @@ py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape)
   return py::array_t<T>(std::move(shape), held->data(), owner);
 }
 
-// [(table, ids)] -> ([(n, dim) weights], [dense values, flat], epoch), all of one moment.
-py::tuple lookup(Core& core, const std::vector<std::pair<int, Ids>>& asked, bool with_dense) {
+// Answers of counter and recent tables: [(sums or values, times)].
+using StreamAsked = std::vector<std::tuple<int, Ids, std::optional<Times>>>;
+std::pair<std::vector<StreamRequest>, py::list> stream_requests(Core& core, const StreamAsked& asked) {
+  std::vector<StreamRequest> requests;
+  py::list answers;
+  for (const auto& [table, ids, as_of] : asked) {
+    const auto n = static_cast<py::ssize_t>(ids.size());
+    const auto columns = static_cast<py::ssize_t>(core.table(table).columns());
+    const bool counter = core.table(table).kind() == RowKind::kCounter;
+    py::array_t<int64_t> times({n, counter ? 2 : columns});
+    StreamRequest request{table, ids.data(), n, as_of ? as_of->data() : nullptr, {}};
+    request.out.times_us = times.mutable_data();
+    if (counter) {
+      py::array_t<float> sums({n, columns});
+      request.out.sums = sums.mutable_data();
+      answers.append(py::make_tuple(sums, times));
+    } else {
+      py::array_t<uint64_t> values({n, columns});
+      request.out.values = values.mutable_data();
+      answers.append(py::make_tuple(values, times));
+    }
+    requests.push_back(request);
+  }
+  return {std::move(requests), answers};
+}
+
+// [(table, ids)], [(counter or recent table, ids, as_of)] -> ([(n, dim) weights], [dense values, flat],
+// epoch,
+// [(n, columns) sums or values, their times]), all of one moment.
+py::tuple lookup(Core& core, const std::vector<std::pair<int, Ids>>& asked, bool with_dense,
+                 const StreamAsked& streams) {
   std::vector<LookupRequest> requests;
   py::list rows;
   for (const auto& [table, ids] : asked) {
     py::array_t<float> out(
-        {static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(core.table(table).dim())});
+        {static_cast<py::ssize_t>(ids.size()), static_cast<py::ssize_t>(core.table(table).columns())});
     requests.push_back({table, ids.data(), ids.size(), out.mutable_data()});
     rows.append(out);
   }
@@ -78,12 +120,13 @@ py::tuple lookup(Core& core, const std::vector<std::pair<int, Ids>>& asked, bool
     dense_out.push_back(out.mutable_data());
     dense.append(out);
   }
+  const auto stream = stream_requests(core, streams);
   uint32_t epoch = 0;
   {
     const py::gil_scoped_release release;
-    epoch = core.lookup(requests, dense_out);
+    epoch = core.lookup(requests, dense_out, stream.first);
   }
-  return py::make_tuple(rows, dense, epoch);
+  return py::make_tuple(rows, dense, epoch, stream.second);
 }
 
 // The gradients of one push. `add_*` answer false if a value, or a sum of duplicates, is not finite.
@@ -103,6 +146,17 @@ class PushBuilder {
     return all_finite(batch.sums.data(), static_cast<int64_t>(batch.sums.size()));
   }
 
+  bool add_counters(int table, const Ids& ids, const Floats& amounts, const Times& times) {
+    held_.insert(held_.end(), {ids, amounts, times});
+    push_.streams.push_back({table, {ids.data(), times.data(), amounts.data(), nullptr, ids.size()}});
+    return all_finite(amounts.data(), amounts.size());
+  }
+
+  void add_recents(int table, const Ids& ids, const Ids& values, const Times& times) {
+    held_.insert(held_.end(), {ids, values, times});
+    push_.streams.push_back({table, {ids.data(), times.data(), nullptr, values.data(), ids.size()}});
+  }
+
   bool add_dense(int dense, const Floats& gradient) {
     held_.push_back(gradient);
     push_.dense.push_back({dense, gradient.data()});
@@ -117,7 +171,7 @@ class PushBuilder {
 
  private:
   Push push_;
-  std::vector<Floats> held_;
+  std::vector<py::array> held_;
 };
 
 void assign(Core& core, const std::vector<std::tuple<int, Ids, Floats>>& given, uint32_t epoch) {
@@ -206,9 +260,10 @@ void bind_core(py::module_& m) {
   py::class_<Core>(m, "Core")
       .def(py::init<uint32_t>(), py::arg("buckets"))
       .def("add_table", &add_table, py::arg("dim"), py::arg("optimizer"), py::arg("clip_norm"), py::arg("l2"),
-           py::arg("stddev"), py::arg("seed"), py::arg("admission"), py::arg("filter_bytes"))
+           py::arg("stddev"), py::arg("seed"), py::arg("admission"), py::arg("filter_bytes"),
+           py::arg("rows") = "float32", py::arg("half_lives_us") = std::vector<int64_t>())
       .def("add_dense", &add_dense, py::arg("optimizer"), py::arg("value"), py::arg("bucket"))
-      .def("lookup", &lookup, py::arg("requests"), py::arg("with_dense"))
+      .def("lookup", &lookup, py::arg("requests"), py::arg("with_dense"), py::arg("streams") = StreamAsked())
       .def("assign", &assign, py::arg("tables"), py::arg("epoch"))
       .def("collect", &collect, py::arg("base"), py::arg("all"))
       .def("forget_touched", &Core::forget_touched, py::call_guard<py::gil_scoped_release>())
@@ -229,6 +284,10 @@ void bind_core(py::module_& m) {
       .def(py::init<>())
       .def("add_table", &PushBuilder::add_table, py::arg("core"), py::arg("table"), py::arg("ids"),
            py::arg("gradients"), py::arg("counts"))
+      .def("add_counters", &PushBuilder::add_counters, py::arg("table"), py::arg("ids"), py::arg("amounts"),
+           py::arg("times_us"))
+      .def("add_recents", &PushBuilder::add_recents, py::arg("table"), py::arg("ids"), py::arg("values"),
+           py::arg("times_us"))
       .def("add_dense", &PushBuilder::add_dense, py::arg("dense"), py::arg("gradient"))
       .def("apply", &PushBuilder::apply, py::arg("core"), py::arg("bucket_mask"));
   m.def("buckets_of", &buckets_of, py::arg("ids"), py::arg("buckets"));

@@ -8,6 +8,7 @@ namespace cuckooflow {
 Table::Table(const TableOptions& options)
     : options_(options),
       initial_(options.seed, options.init_stddev),
+      decay_(options.half_lives_us),
       slab_(options.dim, options.optimizer.slots(options.dim)) {
   if (options.filter_bytes > 0) filter_ = AdmissionFilter(options.filter_bytes, options.buckets);
 }
@@ -39,7 +40,12 @@ void Table::find_batch(const uint64_t* ids, int n, uint32_t* rows) const {
   }
 }
 
+// table_kinds.cc uses them too.
+template void Table::find_batch<false>(const uint64_t* ids, int n, uint32_t* rows) const;
+template void Table::find_batch<true>(const uint64_t* ids, int n, uint32_t* rows) const;
+
 void Table::lookup(const uint64_t* ids, int64_t n, float* out) const {
+  if (quantised()) return lookup_quantised(ids, n, out);
   const int64_t dim = options_.dim;
   uint32_t rows[kBatch];
   for (int64_t start = 0; start < n; start += kBatch) {
@@ -116,6 +122,7 @@ void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32
 }
 
 void Table::assign(const uint64_t* ids, const float* weights, int64_t n, uint32_t epoch) {
+  if (quantised()) return assign_quantised(ids, weights, n, epoch);
   const int64_t dim = options_.dim;
   uint32_t rows[kBatch];
   for (int64_t start = 0; start < n; start += kBatch) {

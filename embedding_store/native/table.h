@@ -12,6 +12,7 @@
 #include "gradient_options.h"
 #include "initial_values.h"
 #include "optimizer.h"
+#include "row_kind.h"
 #include "row_slab.h"
 #include "table_cut.h"
 #include "touched_journal.h"
@@ -24,7 +25,10 @@ inline uint32_t bucket_of(uint64_t id, uint32_t buckets) {
 }
 
 struct TableOptions {
-  int64_t dim = 1;
+  RowKind kind = RowKind::kFloat32;
+  int64_t columns = 1;                 // weights, sums or ids a row
+  int64_t dim = 1;                     // row_floats(kind, columns): equal to columns for float32
+  std::vector<int64_t> half_lives_us;  // of a counter
   Optimizer optimizer;
   GradientOptions gradient;
   float init_stddev = 0.0F;
@@ -41,6 +45,8 @@ class Table {
 
   explicit Table(const TableOptions& options);
 
+  RowKind kind() const { return options_.kind; }
+  int64_t columns() const { return options_.columns; }
   int64_t dim() const { return options_.dim; }
   uint32_t rows() const { return slab_.size(); }
   size_t row_bytes() const { return slab_.row_bytes(); }
@@ -53,6 +59,10 @@ class Table {
 
   // One optimizer step for each id whose logical bucket is in the mask.
   void apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32_t epoch);
+
+  // What apply and lookup are to counter and recent tables; `as_of_us` may be null: as of the last update.
+  void apply_stream(const StreamBatch& batch, const uint8_t* bucket_mask, uint32_t epoch);
+  void lookup_stream(const uint64_t* ids, int64_t n, const int64_t* as_of_us, const StreamOut& out) const;
 
   // Sets the weights of distinct ids as they are given: what a replica does with a delta.
   void assign(const uint64_t* ids, const float* weights, int64_t n, uint32_t epoch);
@@ -77,6 +87,15 @@ class Table {
   // Row numbers of up to kBatch ids, kNoRow where there is none; each row's lines are on their way.
   template <bool kWrite>
   void find_batch(const uint64_t* ids, int n, uint32_t* rows) const;
+  // Calls change(row, i) for every id whose logical bucket is in the mask (null: all), in order; rows are
+  // made where there are none. read_rows gives kNoRow there.
+  template <typename Change>
+  void change_rows(const uint64_t* ids, int64_t n, const uint8_t* bucket_mask, uint32_t epoch, Change change);
+  template <typename Read>
+  void read_rows(const uint64_t* ids, int64_t n, Read read) const;
+  bool quantised() const { return options_.kind == RowKind::kFloat16 || options_.kind == RowKind::kInt8; }
+  void lookup_quantised(const uint64_t* ids, int64_t n, float* out) const;
+  void assign_quantised(const uint64_t* ids, const float* weights, int64_t n, uint32_t epoch);
   uint32_t create(uint64_t id);
   void touch(uint32_t row, uint32_t epoch);
   uint32_t admission_of(uint64_t id) const {
@@ -86,6 +105,7 @@ class Table {
 
   TableOptions options_;
   InitialValues initial_;
+  CounterDecay decay_;
   CuckooIndex index_;
   RowSlab slab_;
   AdmissionFilter filter_;

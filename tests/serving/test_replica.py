@@ -56,8 +56,10 @@ def test_nothing_is_served_before_the_first_snapshot(publisher: Any) -> None:
     assert_serves(replica, publisher, 1)
 
 
-def test_deltas_are_applied_in_order(publisher: Any) -> None:
-    replica = new_replica(publisher)
+@pytest.mark.parametrize("rows", ["float32", "float16", "int8"])
+def test_deltas_are_applied_in_order(publisher: Any, rows: str) -> None:
+    """The weights are such that every format holds them exactly."""
+    replica = new_replica(publisher, rows=rows)
     publisher.set(ann=1.0, bob=2.0, bias=0.5)
     publisher.publish()
     publisher.set(ann=3.0)
@@ -68,6 +70,7 @@ def test_deltas_are_applied_in_order(publisher: Any) -> None:
     assert replica.poll() == 1
     assert_serves(replica, publisher, 3)
     assert replica.served().store.rows("linear") == 3
+    assert replica.served().store.stats()["linear"]["row_bytes"] == 32
     assert [a.manifest.sequence for a in replica.history()] == [1, 2, 3]
     assert replica.counts == ReplicaCounts(applied=3)
 

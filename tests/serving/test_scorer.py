@@ -384,6 +384,7 @@ def test_status_history_and_metrics(publisher: Any, start: Start) -> None:
         "cuckooflow_snapshots_applied_total 2.0",
         "cuckooflow_snapshot_sequence 2.0",
         'cuckooflow_table_rows{table="linear"} 2.0',
+        'cuckooflow_table_bytes{table="linear"} ',
         'cuckooflow_predict_requests_total{code="200"} 1.0',
         "cuckooflow_predict_rows_total 2.0",
         "cuckooflow_freshness_seconds_count 2.0",

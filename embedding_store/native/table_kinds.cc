@@ -1,0 +1,112 @@
+// The table's work on rows that are not full-width weights.
+#include <algorithm>
+
+#include "table.h"
+
+namespace cuckooflow {
+
+template <typename Change>
+void Table::change_rows(const uint64_t* ids, int64_t n, const uint8_t* bucket_mask, uint32_t epoch,
+                        Change change) {
+  uint64_t wanted[kBatch];
+  int64_t sources[kBatch];
+  uint32_t rows[kBatch];
+  for (int64_t start = 0; start < n;) {
+    int batch = 0;
+    for (; start < n && batch < kBatch; ++start) {
+      if (bucket_mask != nullptr && bucket_mask[bucket_of(ids[start], options_.buckets)] == 0) continue;
+      wanted[batch] = ids[start];
+      sources[batch++] = start;
+    }
+    find_batch<true>(wanted, batch, rows);
+    for (int i = 0; i < batch; ++i) {
+      // Asked again before a row is made: an id that comes twice must not get two.
+      if (rows[i] == kNoRow) rows[i] = index_.find(wanted[i]);
+      if (rows[i] == kNoRow) rows[i] = create(wanted[i]);
+      touch(rows[i], epoch);
+      change(rows[i], sources[i]);
+    }
+  }
+}
+
+template <typename Read>
+void Table::read_rows(const uint64_t* ids, int64_t n, Read read) const {
+  uint32_t rows[kBatch];
+  for (int64_t start = 0; start < n; start += kBatch) {
+    const int batch = static_cast<int>(std::min<int64_t>(kBatch, n - start));
+    find_batch<false>(ids + start, batch, rows);
+    for (int i = 0; i < batch; ++i) read(rows[i], start + i);
+  }
+}
+
+void Table::apply_stream(const StreamBatch& batch, const uint8_t* bucket_mask, uint32_t epoch) {
+  const int64_t columns = options_.columns;
+  if (options_.kind == RowKind::kCounter) {
+    change_rows(batch.ids, batch.n, bucket_mask, epoch, [&](uint32_t row, int64_t i) {
+      auto* content = reinterpret_cast<CounterTimes*>(slab_.weights(row));
+      const bool fresh = slab_.header(row)->step++ == 0;
+      decay_.add(content, fresh, batch.amounts + i * columns, columns, batch.times_us[i]);
+    });
+  } else {
+    change_rows(batch.ids, batch.n, bucket_mask, epoch, [&](uint32_t row, int64_t i) {
+      auto* content = reinterpret_cast<RecentEntry*>(slab_.weights(row));
+      if (slab_.header(row)->step++ == 0) clear_recent(content, columns);
+      add_recent(content, columns, {batch.values[i], batch.times_us[i]});
+    });
+  }
+}
+
+void Table::lookup_stream(const uint64_t* ids, int64_t n, const int64_t* as_of_us,
+                          const StreamOut& out) const {
+  const int64_t columns = options_.columns;
+  if (options_.kind == RowKind::kCounter) {
+    read_rows(ids, n, [&](uint32_t row, int64_t i) {
+      float* sums = out.sums + i * columns;
+      int64_t* times = out.times_us + i * 2;
+      if (row == kNoRow) {
+        CounterDecay::read_none(columns, sums, times);
+      } else {
+        const auto* content = reinterpret_cast<const CounterTimes*>(slab_.weights(row));
+        decay_.read(content, columns, as_of_us == nullptr ? content->last_us : as_of_us[i], sums, times);
+      }
+    });
+  } else {
+    read_rows(ids, n, [&](uint32_t row, int64_t i) {
+      const auto* content =
+          row == kNoRow ? nullptr : reinterpret_cast<const RecentEntry*>(slab_.weights(row));
+      read_recent(content, columns, as_of_us == nullptr ? INT64_MAX : as_of_us[i], out.values + i * columns,
+                  out.times_us + i * columns);
+    });
+  }
+}
+
+void Table::lookup_quantised(const uint64_t* ids, int64_t n, float* out) const {
+  const int64_t columns = options_.columns;
+  read_rows(ids, n, [&](uint32_t row, int64_t i) {
+    float* to = out + i * columns;
+    if (row == kNoRow) {
+      initial_.fill(ids[i], to, columns);
+    } else if (options_.kind == RowKind::kFloat16) {
+      from_halves(reinterpret_cast<const uint16_t*>(slab_.weights(row)), columns, to);
+    } else {
+      const float largest = float_of(slab_.header(row)->step);
+      from_steps(reinterpret_cast<const int8_t*>(slab_.weights(row)), largest, columns, to);
+    }
+  });
+}
+
+void Table::assign_quantised(const uint64_t* ids, const float* weights, int64_t n, uint32_t epoch) {
+  const int64_t columns = options_.columns;
+  change_rows(ids, n, nullptr, epoch, [&](uint32_t row, int64_t i) {
+    const float* from = weights + i * columns;
+    if (options_.kind == RowKind::kFloat16) {
+      to_halves(from, columns, reinterpret_cast<uint16_t*>(slab_.weights(row)));
+    } else {
+      // A row in read role takes no steps: the header's count of them is free for the scale.
+      slab_.header(row)->step =
+          float_bits(to_steps(from, columns, reinterpret_cast<int8_t*>(slab_.weights(row))));
+    }
+  });
+}
+
+}  // namespace cuckooflow
