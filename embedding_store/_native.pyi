@@ -44,6 +44,7 @@ class Core:
         stddev: float,
         seed: int,
         admission: _Bytes,
+        admission_mode: str,
         filter_bytes: int,
     ) -> None: ...
     def add_dense(self, optimizer: Optimizer, value: _Floats, bucket: int) -> None: ...
