@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard embedding_store/native/*.cc embedding_store/native/*.h)
+NATIVE_TESTS := $(wildcard embedding_store/native/test/*.cc)
 FOLDERS := embedding_store logs models pipelines runners serving transforms
 PRISM_VERSION := v2.77.0
 
-.PHONY: setup demo test test-faults explore lint format typing bench prism clean
+.PHONY: setup demo test test-faults explore lint format typing native-sanitize bench prism clean
 
 setup: $(STAMP)
 
@@ -39,18 +40,30 @@ lint: $(STAMP) typing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p cuckooflow
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(NATIVE_TESTS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(NATIVE_TESTS)
 
 # mypy has no notion of package_dir: it is given the import layout as links.
 typing:
 	mkdir -p build/typing/cuckooflow
 	ln -sfn $(CURDIR)/cuckooflow/*.py $(CURDIR)/cuckooflow/py.typed build/typing/cuckooflow/
 	for folder in $(FOLDERS); do ln -sfn $(CURDIR)/$$folder build/typing/cuckooflow/$$folder; done
+
+# The native core without its bindings, stressed under the address and undefined behaviour sanitizers, then
+# under the thread sanitizer. That one wants memory where address randomisation may put something else.
+SANITIZED := $(filter-out %binding.cc,$(filter %.cc,$(NATIVE))) $(NATIVE_TESTS)
+native-sanitize:
+	mkdir -p build/sanitize
+	for kind in address,undefined thread; do \
+	  $(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer -fsanitize=$$kind \
+	    -fno-sanitize-recover=all $(SANITIZED) -o build/sanitize/stress-$$kind || exit 1; \
+	  if setarch -R true 2> /dev/null; then plain="setarch -R"; else plain=; fi; \
+	  timeout 300 $$plain build/sanitize/stress-$$kind || exit 1; \
+	done
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/join.py --quick

@@ -45,6 +45,7 @@ class Core:
         stddev: float,
         seed: int,
         admission: _Bytes,
+        admission_mode: str,
         filter_bytes: int,
         rows: str = "float32",
         half_lives_us: list[int] = [],

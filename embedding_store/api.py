@@ -73,12 +73,22 @@ class TableConfig:
         init_stddev: a new row's weights are normal(0, init_stddev), drawn from (seed, id, column)
             alone; 0 gives zeros. A lookup of an id without a row answers the same values.
         seed: of the initial values.
-        admission: an id gets a row once it has occurred this often; default 1, at once.
+        admission: an id gets a row once it has occurred this often; default 1, at once. At most 255.
         slot_admission: slot number -> admission, where a slot's differs; the slot is the id's
             high :data:`SLOT_BITS` bits.
-        filter_bytes: memory of the filter that counts ids without a row, default 8 MiB; used only where
-            some admission is over 1. It remembers about ``filter_bytes / 32`` distinct ids; more memory
-            lets rare ids be remembered for longer, and makes checkpoints larger by as much.
+        admission_mode: how an admission n over 1 is meant.
+
+            - ``exact``, the default: with the n-th occurrence. Occurrences are counted as long as the
+              filter has room; the stat ``filter_forgotten`` says how many counts it gave up.
+            - ``probabilistic``: each occurrence gives the id a row with probability 1/n (the paper's
+              variant, arXiv 2209.07663, section 2.1.1), so after n on average, the first one included.
+              The draw is a hash of (seed, id, which occurrence it is): occurrences that are counted
+              again after a restore decide the same, in whichever pushes they come.
+        filter_bytes: memory for ids without a row, default 8 MiB, at least one cell a logical bucket; used
+            only where some admission is over 1. Checkpoints grow by as much. Exact mode counts
+            ``filter_bytes * 7 / 64`` ids (917 thousand by default), then forgets those that have not
+            occurred for the longest, so rare ids need more memory to get in. Probabilistic mode needs
+            no room an id: it has ``filter_bytes / 4`` counters that ids share, and 64 KiB will do.
         clip_norm: bound of the L2 norm of a row's gradient, after duplicates in a push are summed; a
             longer one is shortened to it. Default 0: no bound.
         l2: adds ``l2 * weight`` to the gradient of the rows that are in a push, after clipping, so that
@@ -97,6 +107,7 @@ class TableConfig:
     seed: int = 0
     admission: int = 1
     slot_admission: Mapping[int, int] = field(default_factory=dict)
+    admission_mode: Literal["exact", "probabilistic"] = "exact"
     filter_bytes: int = 8 << 20
     clip_norm: float = 0.0
     l2: float = 0.0

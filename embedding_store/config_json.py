@@ -17,6 +17,7 @@ ADMISSION_MAX = 255
 DENSE_VALUES_MAX = 1 << 28
 #: The least that float32 arithmetic divides by.
 DIVISOR_MIN = 1e-12
+ADMISSION_MODES = get_args(get_type_hints(TableConfig)["admission_mode"])
 OPTIMIZERS = get_args(get_type_hints(Optimizer)["kind"])
 
 
@@ -87,6 +88,10 @@ def _table_faults(table: TableConfig) -> list[str]:
         faults.append(f"seed: expected 0 to 2^64-1, received {table.seed}")
     if not 1 <= table.admission <= ADMISSION_MAX:
         faults.append(f"admission: expected 1 to {ADMISSION_MAX}, received {table.admission}")
+    if table.admission_mode not in ADMISSION_MODES:
+        faults.append(
+            f"admission_mode: expected one of {', '.join(ADMISSION_MODES)}, received {table.admission_mode!r}"
+        )
     if not 1 << 10 <= table.filter_bytes <= 1 << 36:
         faults.append(f"filter_bytes: expected 1 KiB to 64 GiB, received {table.filter_bytes}")
     for name in ("clip_norm", "l2"):

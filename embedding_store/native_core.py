@@ -66,6 +66,7 @@ class NativeCore:
                 stddev=table.init_stddev if table.kind == "embedding" else 0.0,
                 seed=table.seed,
                 admission=admission,
+                admission_mode=table.admission_mode,
                 filter_bytes=table.filter_bytes if int(admission.max()) > 1 else 0,
                 rows=rows if table.kind == "embedding" else table.kind,
                 half_lives_us=list(table.half_lives_us),
@@ -203,7 +204,8 @@ class NativeCore:
         return number, ids, _checked_floats(name, weights, (len(ids), self.tables[number].dim), "weights")
 
     def stats(self) -> dict[str, dict[str, float]]:
-        """Table name -> rows, bytes, load_factor, index_segments, not_admitted, journal_entries."""
+        """Table name -> rows, bytes, load_factor, index_segments, not_admitted, filter_entries,
+        filter_forgotten, journal_entries."""
         return {table.name: self.raw.table_stats(i) for i, table in enumerate(self.tables)}
 
     def number(self, name: str) -> int:

@@ -281,7 +281,8 @@ class EmbeddedStore:
 
     def stats(self) -> dict[str, object]:
         """``incarnation``, ``pushes_applied``, ``event_time_us``, ``tables``: name -> rows, bytes, load_factor,
-        index_segments, not_admitted (pushed ids that were not admitted yet), journal_entries."""
+        index_segments, not_admitted (pushed ids that were not admitted yet), filter_entries (ids that exact
+        admission counts now), filter_forgotten (counts it gave up for want of memory), journal_entries."""
         with self._lock:
             return {
                 "incarnation": self._incarnation,

@@ -81,8 +81,8 @@ void Core::read_cut(int table, uint32_t n, uint8_t* out) {
 Core::TableStats Core::table_stats(int table) {
   const std::shared_lock<FairLock> hold(lock_);
   const Table& t = *tables_[table];
-  return {t.rows(),         t.bytes(),       t.index().capacity(), t.index().segments(),
-          t.not_admitted(), t.journal_size()};
+  return {t.rows(),         t.bytes(),        t.index().capacity(), t.index().segments(),
+          t.not_admitted(), t.journal_size(), t.filter().entries(), t.filter().forgotten()};
 }
 
 }  // namespace cuckooflow

@@ -112,7 +112,8 @@ class Core {
   }
 
   struct TableStats {
-    uint64_t rows, bytes, index_capacity, index_segments, not_admitted, journal;
+    uint64_t rows, bytes, index_capacity, index_segments, not_admitted, journal, filter_entries,
+        filter_forgotten;
   };
   TableStats table_stats(int table);
 

@@ -45,8 +45,8 @@ RowKind kind_of(const std::string& name) {
 }
 
 void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float clip_norm, float l2, float stddev,
-               uint64_t seed, const Bytes& admission, uint64_t filter_bytes, const std::string& rows,
-               const std::vector<int64_t>& half_lives_us) {
+               uint64_t seed, const Bytes& admission, const std::string& admission_mode,
+               uint64_t filter_bytes, const std::string& rows, const std::vector<int64_t>& half_lives_us) {
   TableOptions options;
   options.kind = kind_of(rows);
   options.columns = dim;
@@ -57,6 +57,7 @@ void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float clip_n
   options.init_stddev = stddev;
   options.seed = seed;
   options.admission.assign(admission.data(), admission.data() + admission.size());
+  options.admission_mode = admission_mode == "exact" ? AdmissionMode::kExact : AdmissionMode::kProbabilistic;
   options.filter_bytes = filter_bytes;
   options.buckets = core.buckets();
   core.add_table(options);
@@ -232,6 +233,8 @@ py::dict table_stats(Core& core, int table) {
   out["load_factor"] = static_cast<double>(s.rows) / static_cast<double>(s.index_capacity);
   out["index_segments"] = s.index_segments;
   out["not_admitted"] = s.not_admitted;
+  out["filter_entries"] = s.filter_entries;
+  out["filter_forgotten"] = s.filter_forgotten;
   out["journal_entries"] = s.journal;
   return out;
 }
@@ -260,8 +263,9 @@ void bind_core(py::module_& m) {
   py::class_<Core>(m, "Core")
       .def(py::init<uint32_t>(), py::arg("buckets"))
       .def("add_table", &add_table, py::arg("dim"), py::arg("optimizer"), py::arg("clip_norm"), py::arg("l2"),
-           py::arg("stddev"), py::arg("seed"), py::arg("admission"), py::arg("filter_bytes"),
-           py::arg("rows") = "float32", py::arg("half_lives_us") = std::vector<int64_t>())
+           py::arg("stddev"), py::arg("seed"), py::arg("admission"), py::arg("admission_mode"),
+           py::arg("filter_bytes"), py::arg("rows") = "float32",
+           py::arg("half_lives_us") = std::vector<int64_t>())
       .def("add_dense", &add_dense, py::arg("optimizer"), py::arg("value"), py::arg("bucket"))
       .def("lookup", &lookup, py::arg("requests"), py::arg("with_dense"), py::arg("streams") = StreamAsked())
       .def("assign", &assign, py::arg("tables"), py::arg("epoch"))

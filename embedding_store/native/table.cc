@@ -10,7 +10,9 @@ Table::Table(const TableOptions& options)
       initial_(options.seed, options.init_stddev),
       decay_(options.half_lives_us),
       slab_(options.dim, options.optimizer.slots(options.dim)) {
-  if (options.filter_bytes > 0) filter_ = AdmissionFilter(options.filter_bytes, options.buckets);
+  if (options.filter_bytes > 0) {
+    filter_ = AdmissionFilter(options.admission_mode, options.filter_bytes, options.buckets, options.seed);
+  }
 }
 
 template <bool kWrite>
@@ -98,11 +100,14 @@ void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32
       buckets[n++] = bucket;
     }
     find_batch<true>(ids, n, rows);
+    for (int i = 0; filter_.enabled() && i < n; ++i) {
+      if (rows[i] == kNoRow) filter_.prefetch(ids[i], buckets[i]);
+    }
     for (int i = 0; i < n; ++i) {
       if (rows[i] == kNoRow) {
         const uint32_t needed = admission_of(ids[i]);
         const uint32_t times = batch.counts[sources[i]];
-        if (needed > 1 && filter_.add(ids[i], buckets[i], times) < needed) {
+        if (needed > 1 && !filter_.admit(ids[i], buckets[i], times, needed)) {
           ++not_admitted_;
           continue;
         }

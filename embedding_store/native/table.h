@@ -34,7 +34,8 @@ struct TableOptions {
   float init_stddev = 0.0F;
   uint64_t seed = 0;
   std::vector<uint8_t> admission;  // one entry a slot (4,096), or one for all of them
-  uint64_t filter_bytes = 0;       // 0 where every slot admits at once
+  AdmissionMode admission_mode = AdmissionMode::kExact;
+  uint64_t filter_bytes = 0;  // 0 where every slot admits at once
   uint32_t buckets = 64;
 };
 
@@ -53,6 +54,7 @@ class Table {
   const CuckooIndex& index() const { return index_; }
   uint64_t bytes() const { return slab_.bytes() + index_.bytes() + filter_.image_bytes(); }
   uint64_t not_admitted() const { return not_admitted_; }
+  const AdmissionFilter& filter() const { return filter_; }
 
   // (n, dim) weights; initial values for ids without a row.
   void lookup(const uint64_t* ids, int64_t n, float* out) const;

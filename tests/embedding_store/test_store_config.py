@@ -34,6 +34,7 @@ tables = st.builds(
     seed=st.integers(0, 2**64 - 1),
     admission=st.integers(1, 255),
     slot_admission=st.dictionaries(st.integers(0, 4095), st.integers(1, 255), max_size=4),
+    admission_mode=st.sampled_from(["exact", "probabilistic"]),
     clip_norm=rates,
     l2=rates,
 )
@@ -79,7 +80,14 @@ def test_all_faults_are_named_at_once():
             TableConfig("a", dim=1025, init_stddev=float("nan"), slot_admission={4096: 1}),
             TableConfig("b", dim=8, optimizer=Optimizer("sgd", learning_rate=float("inf"))),
             TableConfig("", dim=8, optimizer=Optimizer("adam", beta1=1.0), seed=-1, filter_bytes=0),
-            TableConfig("c", dim=8, optimizer=Optimizer("ftrl", l1=-1.0), clip_norm=-1.0, l2=float("inf")),
+            TableConfig(
+                "c",
+                dim=8,
+                optimizer=Optimizer("ftrl", l1=-1.0),
+                clip_norm=-1.0,
+                l2=float("inf"),
+                admission_mode="sketch",
+            ),
             TableConfig("d", dim=8, optimizer=Optimizer("ftrl", 0.0, initial_accumulator=0.0, beta=0.0)),
         ),
         (
@@ -107,6 +115,7 @@ def test_all_faults_are_named_at_once():
         "tables.c.optimizer.l1",
         "tables.c.clip_norm",
         "tables.c.l2",
+        "tables.c.admission_mode",
         "tables.d.optimizer.learning_rate",
         "tables.d.optimizer.beta",
         "dense.w.shape",
