@@ -26,10 +26,12 @@ class CounterDecay {
     for (const int64_t us : half_lives_us) rates_.push_back(us == 0 ? 0.0 : 1.0 / static_cast<double>(us));
   }
 
-  // Adds amounts of the time `at_us` to a row; `fresh` if it holds nothing yet.
-  void add(CounterTimes* row, bool fresh, const float* amounts, int64_t columns, int64_t at_us) const {
+  static void clear(CounterTimes* row) { *row = {kNever, kNever}; }
+
+  // Adds amounts of the time `at_us` to a row.
+  void add(CounterTimes* row, const float* amounts, int64_t columns, int64_t at_us) const {
     auto* sums = reinterpret_cast<double*>(row + 1);
-    if (fresh) {
+    if (row->last_us == kNever) {
       *row = {at_us, at_us};
       for (int64_t c = 0; c < columns; ++c) sums[c] = amounts[c];
       return;

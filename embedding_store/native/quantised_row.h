@@ -41,18 +41,20 @@ inline uint16_t half_of(float value) {
 }
 
 inline float float_of_half(uint16_t half) {
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  const uint32_t twice = bits + bits;
-  const float normal = float_of((twice >> 4) + (0xe0U << 23)) * 0x1.0p-112F;
-  const float subnormal = float_of((twice >> 17) | (126U << 23)) - 0.5F;
-  return float_of((bits & 0x80000000U) | float_bits(twice < (1U << 27) ? subnormal : normal));
+  const uint32_t bits = half;
+  const uint32_t magnitude = bits & 0x7fffU;
+  const uint32_t normal = float_bits(float_of((magnitude << 13) + (0xe0U << 23)) * 0x1.0p-112F);
+  const uint32_t subnormal = float_bits(float_of(magnitude | (126U << 23)) - 0.5F);
+  // A choice by arithmetic: compilers do not make a vector of one between floats.
+  const auto small = static_cast<uint32_t>(static_cast<int32_t>(magnitude - 0x400U) >> 31);
+  return float_of((bits & 0x8000U) << 16 | (subnormal & small) | (normal & ~small));
 }
 
 inline void to_halves(const float* weights, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = half_of(weights[i]);
 }
 
-inline void from_halves(const uint16_t* halves, int64_t n, float* out) {
+inline void from_halves(const uint16_t* __restrict halves, int64_t n, float* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] = float_of_half(halves[i]);
 }
 

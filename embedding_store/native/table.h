@@ -96,6 +96,11 @@ class Table {
   template <typename Read>
   void read_rows(const uint64_t* ids, int64_t n, Read read) const;
   bool quantised() const { return options_.kind == RowKind::kFloat16 || options_.kind == RowKind::kInt8; }
+  // A row of steps keeps its scale in the last four bytes of the header: nobody counts updates in read role.
+  float* scale_of(uint32_t row) const {
+    return reinterpret_cast<float*>(slab_.at(row) + sizeof(RowHeader) - sizeof(float));
+  }
+  void clear_content(uint32_t row);
   void lookup_quantised(const uint64_t* ids, int64_t n, float* out) const;
   void assign_quantised(const uint64_t* ids, const float* weights, int64_t n, uint32_t epoch);
   uint32_t create(uint64_t id);

@@ -22,10 +22,21 @@ void Table::change_rows(const uint64_t* ids, int64_t n, const uint8_t* bucket_ma
     for (int i = 0; i < batch; ++i) {
       // Asked again before a row is made: an id that comes twice must not get two.
       if (rows[i] == kNoRow) rows[i] = index_.find(wanted[i]);
-      if (rows[i] == kNoRow) rows[i] = create(wanted[i]);
+      if (rows[i] == kNoRow) {
+        rows[i] = create(wanted[i]);
+        clear_content(rows[i]);
+      }
       touch(rows[i], epoch);
       change(rows[i], sources[i]);
     }
+  }
+}
+
+void Table::clear_content(uint32_t row) {
+  if (options_.kind == RowKind::kCounter) {
+    CounterDecay::clear(reinterpret_cast<CounterTimes*>(slab_.weights(row)));
+  } else if (options_.kind == RowKind::kRecent) {
+    clear_recent(reinterpret_cast<RecentEntry*>(slab_.weights(row)), options_.columns);
   }
 }
 
@@ -44,13 +55,11 @@ void Table::apply_stream(const StreamBatch& batch, const uint8_t* bucket_mask, u
   if (options_.kind == RowKind::kCounter) {
     change_rows(batch.ids, batch.n, bucket_mask, epoch, [&](uint32_t row, int64_t i) {
       auto* content = reinterpret_cast<CounterTimes*>(slab_.weights(row));
-      const bool fresh = slab_.header(row)->step++ == 0;
-      decay_.add(content, fresh, batch.amounts + i * columns, columns, batch.times_us[i]);
+      decay_.add(content, batch.amounts + i * columns, columns, batch.times_us[i]);
     });
   } else {
     change_rows(batch.ids, batch.n, bucket_mask, epoch, [&](uint32_t row, int64_t i) {
       auto* content = reinterpret_cast<RecentEntry*>(slab_.weights(row));
-      if (slab_.header(row)->step++ == 0) clear_recent(content, columns);
       add_recent(content, columns, {batch.values[i], batch.times_us[i]});
     });
   }
@@ -89,8 +98,7 @@ void Table::lookup_quantised(const uint64_t* ids, int64_t n, float* out) const {
     } else if (options_.kind == RowKind::kFloat16) {
       from_halves(reinterpret_cast<const uint16_t*>(slab_.weights(row)), columns, to);
     } else {
-      const float largest = float_of(slab_.header(row)->step);
-      from_steps(reinterpret_cast<const int8_t*>(slab_.weights(row)), largest, columns, to);
+      from_steps(reinterpret_cast<const int8_t*>(slab_.weights(row)), *scale_of(row), columns, to);
     }
   });
 }
@@ -102,9 +110,7 @@ void Table::assign_quantised(const uint64_t* ids, const float* weights, int64_t 
     if (options_.kind == RowKind::kFloat16) {
       to_halves(from, columns, reinterpret_cast<uint16_t*>(slab_.weights(row)));
     } else {
-      // A row in read role takes no steps: the header's count of them is free for the scale.
-      slab_.header(row)->step =
-          float_bits(to_steps(from, columns, reinterpret_cast<int8_t*>(slab_.weights(row))));
+      *scale_of(row) = to_steps(from, columns, reinterpret_cast<int8_t*>(slab_.weights(row)));
     }
   });
 }
