@@ -58,6 +58,19 @@ class TableConfig:
         filter_bytes: memory of the filter that counts ids without a row, default 8 MiB; used only where
             some admission is over 1. It remembers about ``filter_bytes / 32`` distinct ids; more memory
             lets rare ids be remembered for longer, and makes checkpoints larger by as much.
+        ttl_us: a row that no push touched for longer than this, in event time, is evicted; default 0, never.
+            The clock is the newest event time pushed to the store, to any table. Never early; late by at
+            most 1/16384 of the longest ttl in the table, and until the sweep that goes on with every
+            push comes around (every quarter of the shortest ttl, where pushes touch enough rows), or
+            ``evict_expired`` is called. Until then a lookup may still answer its weights; a push takes an
+            expired id for a new one, swept or not.
+        slot_ttl_us: slot number -> ttl_us, where a slot's differs; 0 for never.
+        memory_limit_bytes: bound of the table's rows, index and filter together; default 0, none. It is kept
+            also while the index grows; a restore may start over it, and then takes in no new ids.
+        memory_policy: what happens to an id without a row at the limit. ``refuse_new_ids``, the default: it
+            gets none and its gradients are dropped, counted as ``refused_new_ids``.
+            ``evict_least_recent``: of 16 rows drawn at random, or of the at most 10 in the id's index buckets
+            where those are full, the one touched longest ago makes room, counted as ``evicted_memory``.
     """
 
     name: str
@@ -68,6 +81,10 @@ class TableConfig:
     admission: int = 1
     slot_admission: Mapping[int, int] = field(default_factory=dict)
     filter_bytes: int = 8 << 20
+    ttl_us: int = 0
+    slot_ttl_us: Mapping[int, int] = field(default_factory=dict)
+    memory_limit_bytes: int = 0
+    memory_policy: Literal["refuse_new_ids", "evict_least_recent"] = "refuse_new_ids"
 
 
 @dataclass(frozen=True)
@@ -96,11 +113,21 @@ SLOT_BITS = 12
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """The whole store. ``buckets``: number of logical buckets, fixed at creation, default 64."""
+    """The whole store.
+
+    Attributes:
+        tables, dense: what it holds.
+        buckets: number of logical buckets, fixed at creation, default 64.
+        delta_backlog_max: how many touched rows and tombstones each table lists for consumers of deltas that
+            did not acknowledge yet, default 2^26, at 4 and 8 bytes each. Past it the oldest are
+            forgotten, and a consumer that stands before them must take a full delta. Less than the rows
+            of the table makes every consumer take full ones once all rows are touched between two acks.
+    """
 
     tables: tuple[TableConfig, ...]
     dense: tuple[DenseConfig, ...] = ()
     buckets: int = 64
+    delta_backlog_max: int = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -134,7 +161,10 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True)
 class TableDelta:
-    """Rows of one table: (n,) ids and their (n, dim) weights, and the ids whose rows are gone."""
+    """Rows of one table: (n,) ids and their (n, dim) weights, and the ids whose rows are gone.
+
+    ``tombstones``: (m,) ids evicted since the base that have no row now, each once; none in a full delta.
+    """
 
     ids: Ids
     weights: Floats
@@ -222,7 +252,8 @@ class Store(Protocol):
         """What was touched since this consumer's last ack; rows touched meanwhile come again later.
 
         Raises:
-            FullDeltaNeeded: this consumer never acknowledged anything in this incarnation.
+            FullDeltaNeeded: this consumer never acknowledged anything in this incarnation, or what was touched
+                since its last ack is over ``delta_backlog_max``.
         """
         ...
 
@@ -234,8 +265,12 @@ class Store(Protocol):
         """Write a checkpoint into the store's data folder; its name."""
         ...
 
+    def evict_expired(self) -> dict[str, int]:
+        """Evict every row whose time-to-live is over, now; table name -> how many. Pushes go on meanwhile."""
+        ...
+
     def stats(self) -> dict[str, object]:
-        """Rows, bytes, load factor, admissions refused per table; pushes applied; incarnation."""
+        """Rows, bytes, load factor, admissions refused, evictions per table; pushes applied; incarnation."""
         ...
 
     def close(self) -> None: ...
