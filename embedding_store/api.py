@@ -98,6 +98,19 @@ class TableConfig:
             the newest dim ids with their times, 16 dim bytes a row. Those two make a row with an id's
             first push; optimizer, initial values and admission are not theirs and stay at their defaults.
         half_lives_us: of a counter: one for all sums or one a sum, microseconds; 0: never decays.
+        ttl_us: a row that no push touched for longer than this, in event time, is evicted; default 0, never.
+            The clock is the newest event time pushed to the store, to any table. Never early; late by at
+            most 1/16384 of the longest ttl in the table, and until the sweep that goes on with every
+            push comes around (every quarter of the shortest ttl, where pushes touch enough rows), or
+            ``evict_expired`` is called. Until then a lookup may still answer its weights; a push takes an
+            expired id for a new one, swept or not.
+        slot_ttl_us: slot number -> ttl_us, where a slot's differs; 0 for never.
+        memory_limit_bytes: bound of the table's rows, index and filter together; default 0, none. It is kept
+            also while the index grows; a restore may start over it, and then takes in no new ids.
+        memory_policy: what happens to an id without a row at the limit. ``refuse_new_ids``, the default: it
+            gets none and its gradients are dropped, counted as ``refused_new_ids``.
+            ``evict_least_recent``: of 16 rows drawn at random, or of the at most 10 in the id's index buckets
+            where those are full, the one touched longest ago makes room, counted as ``evicted_memory``.
     """
 
     name: str
@@ -113,6 +126,10 @@ class TableConfig:
     l2: float = 0.0
     kind: Literal["embedding", "counter", "recent"] = "embedding"
     half_lives_us: tuple[int, ...] = ()
+    ttl_us: int = 0
+    slot_ttl_us: Mapping[int, int] = field(default_factory=dict)
+    memory_limit_bytes: int = 0
+    memory_policy: Literal["refuse_new_ids", "evict_least_recent"] = "refuse_new_ids"
 
 
 @dataclass(frozen=True)
@@ -141,11 +158,21 @@ SLOT_BITS = 12
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """The whole store. ``buckets``: number of logical buckets, fixed at creation, default 64."""
+    """The whole store.
+
+    Attributes:
+        tables, dense: what it holds.
+        buckets: number of logical buckets, fixed at creation, default 64.
+        delta_backlog_max: how many touched rows and tombstones each table lists for consumers of deltas that
+            did not acknowledge yet, default 2^26, at 4 and 8 bytes each. Past it the oldest are
+            forgotten, and a consumer that stands before them must take a full delta. Less than the rows
+            of the table makes every consumer take full ones once all rows are touched between two acks.
+    """
 
     tables: tuple[TableConfig, ...]
     dense: tuple[DenseConfig, ...] = ()
     buckets: int = 64
+    delta_backlog_max: int = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -188,6 +215,8 @@ class TableDelta:
     Of a counter or recent table, weights are (n, 0) and ``state`` is (n, bytes) uint8, little-endian: a
     counter's first and last time, int64, and its sums as of the last, float64; a recent table's pairs of id,
     uint64, and time, int64, newest first.
+
+    ``tombstones``: (m,) ids evicted since the base that have no row now, each once; none in a full delta.
     """
 
     ids: Ids
@@ -287,7 +316,8 @@ class Store(Protocol):
         """What was touched since this consumer's last ack; rows touched meanwhile come again later.
 
         Raises:
-            FullDeltaNeeded: this consumer never acknowledged anything in this incarnation.
+            FullDeltaNeeded: this consumer never acknowledged anything in this incarnation, or what was touched
+                since its last ack is over ``delta_backlog_max``.
         """
         ...
 
@@ -299,8 +329,12 @@ class Store(Protocol):
         """Write a checkpoint into the store's data folder; its name."""
         ...
 
+    def evict_expired(self) -> dict[str, int]:
+        """Evict every row whose time-to-live is over, now; table name -> how many. Pushes go on meanwhile."""
+        ...
+
     def stats(self) -> dict[str, object]:
-        """Rows, bytes, load factor, admissions refused per table; pushes applied; incarnation."""
+        """Rows, bytes, load factor, admissions refused, evictions per table; pushes applied; incarnation."""
         ...
 
     def close(self) -> None: ...

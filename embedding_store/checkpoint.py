@@ -105,6 +105,9 @@ def _read(folder: Path, config: StoreConfig) -> tuple[NativeCore, Marks, dict[st
     for i in range(len(config.tables)):
         row_bytes = core.raw.row_bytes(i)
         piece_bytes = max(1, PIECE_BYTES // row_bytes) * row_bytes
+        # Before the rows: they tell their time by it.
+        if reader.body["clocks"][i] is not None:
+            core.raw.set_clock(i, reader.body["clocks"][i])
         if reader.size(f"table-{i}.rows") % row_bytes:
             raise CheckpointDamaged(f"checkpoint {folder} is damaged: table-{i}.rows holds part of a row")
         for piece in reader.pieces(f"table-{i}.rows", piece_bytes):

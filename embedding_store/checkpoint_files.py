@@ -2,7 +2,8 @@
 
 ``checkpoint-00000007/`` holds ``manifest.json`` (its own checksum in it; configuration, marks, sizes and
 CRC-32 of the other files), and for each table ``table-N.rows`` (row images as in memory: id uint64,
-epoch uint32, step uint32, weights and slots float32, padded to 16 bytes; little-endian) and
+epoch uint32, step uint16, time of last touch uint16 in ticks of the table's clock, which is in the manifest,
+weights and slots float32, padded to 16 bytes; little-endian) and
 ``table-N.filter``, for each dense parameter ``dense-N`` (step uint64, value, slots). Rows carry their
 ids, from which their logical bucket follows, so a checkpoint can be dealt out to another number of shards.
 """
@@ -24,7 +25,8 @@ import numpy.typing as npt
 from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.errors import CheckpointDamaged
 
-FORMAT = 1
+#: 2: rows have a time of last touch.
+FORMAT = 2
 #: The newest and the one before it.
 KEPT = 2
 PIECE_BYTES = 8 << 20

@@ -133,6 +133,11 @@ class StoreClient:
         """Write a checkpoint into the store's data folder; its name."""
         return str(self._call("checkpoint")[0]["name"])
 
+    def evict_expired(self) -> dict[str, int]:
+        """See :meth:`~cuckooflow.embedding_store.api.Store.evict_expired`. Counts what the attempt that answered evicted."""
+        evicted: dict[str, int] = self._call("evict_expired")[0]["evicted"]
+        return evicted
+
     def stats(self) -> dict[str, object]:
         """See :meth:`~cuckooflow.embedding_store.store.EmbeddedStore.stats`."""
         stats: dict[str, object] = self._call("stats")[0]["stats"]

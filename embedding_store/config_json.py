@@ -19,6 +19,10 @@ DENSE_VALUES_MAX = 1 << 28
 DIVISOR_MIN = 1e-12
 ADMISSION_MODES = get_args(get_type_hints(TableConfig)["admission_mode"])
 OPTIMIZERS = get_args(get_type_hints(Optimizer)["kind"])
+TTL_US_MAX = 1 << 55  # a thousand years
+MEMORY_LIMIT_BYTES_MIN = 1 << 20
+#: A row counts its updates up to 65,535, at which the bias correction of a larger beta has not come to its end.
+ROW_BETA_MAX = 0.9999
 
 
 def config_to_json(config: StoreConfig) -> str:
@@ -60,6 +64,8 @@ def check_config(config: StoreConfig) -> None:
         SpecError: one line a fault.
     """
     faults: list[str] = []
+    if not 1 <= config.delta_backlog_max < 1 << 63:
+        faults.append(f"delta_backlog_max: expected 1 to 2^63-1, received {config.delta_backlog_max}")
     if not 1 <= config.buckets <= BUCKETS_MAX:
         faults.append(f"buckets: expected 1 to {BUCKETS_MAX}, received {config.buckets}")
     for kind, names in (
@@ -104,6 +110,30 @@ def _table_faults(table: TableConfig) -> list[str]:
                 f"slot_admission: expected slots 0 to {(1 << SLOT_BITS) - 1} with an admission of "
                 f"1 to {ADMISSION_MAX}, received {slot}: {admission}"
             )
+    if not 0 <= table.ttl_us <= TTL_US_MAX:
+        faults.append(f"ttl_us: expected 0 to 2^55, received {table.ttl_us}")
+    for slot, ttl_us in table.slot_ttl_us.items():
+        if not (0 <= slot < 1 << SLOT_BITS and 0 <= ttl_us <= TTL_US_MAX):
+            faults.append(
+                f"slot_ttl_us: expected slots 0 to {(1 << SLOT_BITS) - 1} with a ttl of 0 to 2^55, "
+                f"received {slot}: {ttl_us}"
+            )
+    if table.memory_policy not in ("refuse_new_ids", "evict_least_recent"):
+        faults.append(
+            f"memory_policy: expected refuse_new_ids or evict_least_recent, received {table.memory_policy!r}"
+        )
+    least = MEMORY_LIMIT_BYTES_MIN + filter_bytes(table)
+    if table.memory_limit_bytes != 0 and not least <= table.memory_limit_bytes < 1 << 63:
+        faults.append(
+            f"memory_limit_bytes: expected 0 for none, or {least} (1 MiB and the filter) to 2^63-1, "
+            f"received {table.memory_limit_bytes}"
+        )
+    optimizer = table.optimizer
+    if optimizer.kind == "adam" and max(optimizer.beta1, optimizer.beta2) > ROW_BETA_MAX:
+        faults.append(
+            f"optimizer: expected betas to {ROW_BETA_MAX} for the rows of a table, received "
+            f"{optimizer.beta1} and {optimizer.beta2}"
+        )
     return faults
 
 
@@ -124,6 +154,11 @@ def _kind_faults(table: TableConfig) -> list[str]:
             if getattr(table, name) != getattr(plain, name):
                 faults.append(f"{name}: expected none for kind {table.kind}, which has no use for it")
     return faults
+
+
+def filter_bytes(table: TableConfig) -> int:
+    """Memory of the table's admission filter: none where every slot admits at once."""
+    return table.filter_bytes if max(table.admission, *table.slot_admission.values(), 1) > 1 else 0
 
 
 def _dense_faults(dense: DenseConfig) -> list[str]:
@@ -168,9 +203,16 @@ def _optimizer_faults(optimizer: Optimizer) -> list[str]:
 
 def _table(body: dict[str, Any]) -> TableConfig:
     slots = {int(slot): admission for slot, admission in body.pop("slot_admission", {}).items()}
+    ttls = {int(slot): ttl_us for slot, ttl_us in body.pop("slot_ttl_us", {}).items()}
     optimizer = Optimizer(**body.pop("optimizer", {}))
     half_lives = tuple(int(us) for us in body.pop("half_lives_us", ()))
-    return TableConfig(**body, optimizer=optimizer, slot_admission=slots, half_lives_us=half_lives)
+    return TableConfig(
+        **body,
+        optimizer=optimizer,
+        slot_admission=slots,
+        slot_ttl_us=ttls,
+        half_lives_us=half_lives,
+    )
 
 
 def _dense(body: dict[str, Any]) -> DenseConfig:

@@ -19,11 +19,15 @@ class DeltaConsumers:
         self._first_given: dict[str, int] = {}
         self._newest_given = 0
 
-    def base(self, consumer: str, full: bool) -> int | None:
+    def base(self, consumer: str, full: bool, lost: int = 0) -> int | None:
         """What the consumer's next delta stands on; None for a full one.
 
+        Args:
+            lost: the version up to which it is not known any more what was touched.
+
         Raises:
-            FullDeltaNeeded: it asked for less than a full one and never acknowledged anything.
+            FullDeltaNeeded: it asked for less than a full one and never acknowledged anything, or nothing
+                as late as ``lost``.
             LimitExceeded: too many consumers.
         """
         if consumer not in self._acknowledged and len(self._acknowledged) >= CONSUMERS_MAX:
@@ -38,6 +42,11 @@ class DeltaConsumers:
             raise FullDeltaNeeded(
                 f"consumer {consumer!r} acknowledged nothing in this incarnation of the store, so a delta has "
                 "nothing to stand on. Ask for a full one."
+            )
+        if acknowledged < lost:
+            raise FullDeltaNeeded(
+                f"consumer {consumer!r} acknowledged version {acknowledged}, and what was touched up to version {lost} "
+                "is over the store's delta_backlog_max. Ask for a full one, ack more often, or raise the bound."
             )
         return acknowledged
 
@@ -61,6 +70,11 @@ class DeltaConsumers:
             )
         self._acknowledged[consumer] = max(version, self._acknowledged[consumer] or 0)
 
-    def floor(self) -> int:
-        """Nobody will ask for what was touched up to this version."""
-        return min(self._acknowledged[consumer] or first for consumer, first in self._first_given.items())
+    def floor(self, lost: int = 0) -> int:
+        """Nobody will ask for what was touched up to this version.
+
+        Args:
+            lost: consumers that stand before this version must take a full delta, so they do not count.
+        """
+        standing = (self._acknowledged[consumer] or first for consumer, first in self._first_given.items())
+        return min((version for version in standing if version >= lost), default=lost)

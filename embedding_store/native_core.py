@@ -24,6 +24,7 @@ from cuckooflow.embedding_store.api import (
     TableDelta,
     TablePush,
 )
+from cuckooflow.embedding_store.config_json import filter_bytes
 from cuckooflow.embedding_store.dense_init import initial_dense
 from cuckooflow.embedding_store.kind_checks import (
     check_push_kind,
@@ -50,14 +51,14 @@ class NativeCore:
         dense: Sequence[DenseConfig],
         buckets: int,
         rows: RowFormat = "float32",
+        delta_backlog_max: int = (1 << 63) - 1,
     ) -> None:
         self.tables = tuple(tables)
         self.dense = tuple(dense)
         self.table_number = {table.name: i for i, table in enumerate(self.tables)}
         self.dense_number = {parameter.name: i for i, parameter in enumerate(self.dense)}
-        self.raw = _native.Core(buckets)
+        self.raw = _native.Core(buckets, delta_backlog_max)
         for table in self.tables:
-            admission = _admissions(table)
             self.raw.add_table(
                 dim=table.dim,
                 optimizer=_optimizer(table.optimizer if table.kind == "embedding" else Optimizer("sgd")),
@@ -65,9 +66,12 @@ class NativeCore:
                 l2=table.l2,
                 stddev=table.init_stddev if table.kind == "embedding" else 0.0,
                 seed=table.seed,
-                admission=admission,
+                admission=_by_slot(table.admission, table.slot_admission, np.uint8),
                 admission_mode=table.admission_mode,
-                filter_bytes=table.filter_bytes if int(admission.max()) > 1 else 0,
+                filter_bytes=filter_bytes(table),
+                ttl_us=_by_slot(table.ttl_us, table.slot_ttl_us, np.int64),
+                memory_limit_bytes=table.memory_limit_bytes,
+                evict_least_recent=table.memory_policy == "evict_least_recent",
                 rows=rows if table.kind == "embedding" else table.kind,
                 half_lives_us=list(table.half_lives_us),
             )
@@ -85,7 +89,7 @@ class NativeCore:
 
     @classmethod
     def of(cls, config: StoreConfig) -> NativeCore:
-        return cls(config.tables, config.dense, config.buckets)
+        return cls(config.tables, config.dense, config.buckets, delta_backlog_max=config.delta_backlog_max)
 
     def lookup(
         self, ids: Mapping[str, Ids], with_dense: bool = False
@@ -203,9 +207,8 @@ class NativeCore:
         ids = checked_ids(name, ids)
         return number, ids, _checked_floats(name, weights, (len(ids), self.tables[number].dim), "weights")
 
-    def stats(self) -> dict[str, dict[str, float]]:
-        """Table name -> rows, bytes, load_factor, index_segments, not_admitted, filter_entries,
-        filter_forgotten, journal_entries."""
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Table name -> what :meth:`~cuckooflow.embedding_store.store.EmbeddedStore.stats` says of it."""
         return {table.name: self.raw.table_stats(i) for i, table in enumerate(self.tables)}
 
     def number(self, name: str) -> int:
@@ -279,13 +282,14 @@ def _non_finite(where: str) -> str:
     )
 
 
-def _admissions(table: TableConfig) -> npt.NDArray[np.uint8]:
-    if not table.slot_admission:
-        return np.array([table.admission], np.uint8)
-    admissions = np.full(1 << SLOT_BITS, table.admission, np.uint8)
-    for slot, admission in table.slot_admission.items():
-        admissions[slot] = admission
-    return admissions
+def _by_slot(value: int, of_slots: Mapping[int, int], dtype: type[np.integer[Any]]) -> npt.NDArray[Any]:
+    """One value for all slots, or one for each where some differ."""
+    if not of_slots:
+        return np.array([value], dtype)
+    values = np.full(1 << SLOT_BITS, value, dtype)
+    for slot, differing in of_slots.items():
+        values[slot] = differing
+    return values
 
 
 def _optimizer(options: Optimizer) -> Any:

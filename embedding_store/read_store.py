@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from cuckooflow.embedding_store.api import Delta, Floats, Ids, Optimizer, StoreConfig, TableConfig, Version
 from cuckooflow.embedding_store.config_json import check_config
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
-from cuckooflow.embedding_store.native_core import NativeCore, RowFormat
-from cuckooflow.errors import BadShape, SnapshotGap, SpecError
+from cuckooflow.embedding_store.native_core import NativeCore, RowFormat, checked_ids
+from cuckooflow.errors import SnapshotGap, SpecError
 
 
 @dataclass
@@ -43,13 +43,7 @@ class ReadStore:
         if rows not in ("float32", "float16", "int8"):
             raise SpecError(f"rows: expected float32, float16 or int8, received {rows!r}")
         self._rows = rows
-        # No optimizer slots and no admission: a replica holds what it is given.
-        self._tables = tuple(
-            replace(table, optimizer=Optimizer(kind="sgd"), admission=1, slot_admission={})
-            if table.kind == "embedding"
-            else table
-            for table in tables
-        )
+        self._tables = tuple(_in_read_role(table) for table in tables)
         check_config(StoreConfig(self._tables))
         self._content = _Content(self._new_core())
         self._apply_lock = threading.Lock()
@@ -62,6 +56,8 @@ class ReadStore:
 
     def apply(self, delta: Delta) -> None:
         """Take a delta over, whole: a full one replaces everything.
+
+        Of ids in a table's tombstones a lookup answers the initial values from then on.
 
         Lookups wait while a delta's rows are written (some 10 million rows a second) and not at all
         for a full one, which is built aside, with both in memory meanwhile.
@@ -83,12 +79,10 @@ class ReadStore:
                 )
             core = self._new_core() if delta.base is None else content.core
             rows = [core.checked_delta(name, table) for name, table in delta.tables.items()]
-            for name, table in delta.tables.items():
-                if len(table.tombstones):
-                    raise BadShape(
-                        f"table {name!r}: expected a delta without tombstones, received {len(table.tombstones)}; "
-                        "this version's tables do not expire rows"
-                    )
+            gone = [
+                (core.number(name), checked_ids(name, table.tombstones))
+                for name, table in delta.tables.items()
+            ]
             version, dense = delta.version.n, dict(delta.dense)
             if delta.base is None:
                 core.raw.assign(rows, version)
@@ -97,7 +91,7 @@ class ReadStore:
             before = core.raw.epoch()
             # Known before the rows are: a lookup of the new version must find its dense parameters.
             content.dense = {before: content.dense[before], version: dense}
-            core.raw.assign(rows, version)
+            core.raw.assign(rows, version, gone)
 
     def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
         """Table name -> (n, dim) float32 weights for its (n,) uint64 ids.
@@ -164,3 +158,11 @@ class ReadStore:
 
     def _new_core(self) -> NativeCore:
         return NativeCore(self._tables, (), 1, self._rows)
+
+
+def _in_read_role(table: TableConfig) -> TableConfig:
+    """No optimizer slots, no admission, no expiry: a replica holds what it is given."""
+    lasting = replace(table, ttl_us=0, slot_ttl_us={}, memory_limit_bytes=0)
+    if table.kind != "embedding":
+        return lasting
+    return replace(lasting, optimizer=Optimizer(kind="sgd"), admission=1, slot_admission={})

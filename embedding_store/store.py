@@ -34,6 +34,9 @@ from cuckooflow.logs.contract import LogRange, Position
 
 log = logging.getLogger(__name__)
 
+#: Rows that are swept at once, with pushes and lookups waiting: a few milliseconds.
+SWEEP_ROWS = 65_536
+
 
 class EmbeddedStore:
     """A store in this process. Thread-safe; lookups run beside each other, pushes one at a time.
@@ -192,8 +195,8 @@ class EmbeddedStore:
             mask = self._marks.plan(range_)
             applied = int(np.count_nonzero(mask))
             if applied:
-                if tables or dense:
-                    prepared.apply(self._core.raw, mask)
+                # An empty push too: it moves the clock.
+                prepared.apply(self._core.raw, mask, event_time_us)
                 self._marks.advance(range_, mask)
                 self._event_time_us = max(event_time_us, self._event_time_us or event_time_us)
                 self._pushes_applied += 1
@@ -213,17 +216,16 @@ class EmbeddedStore:
     def delta(self, consumer: str, full: bool = False) -> Delta:
         """See :meth:`~cuckooflow.embedding_store.api.Store.delta`. Lookups go on, pushes wait meanwhile."""
         with self._lock:
-            base = self._consumers.base(consumer, full)
+            base = self._consumers.base(consumer, full, self._core.raw.lost_epoch())
             tables, dense, version = self._core.raw.collect(base or 0, base is None)
             self._consumers.given(consumer, version)
             marks = self._marks.lowest()
-        gone = np.empty(0, np.uint64)
         return Delta(
             version=Version(self._incarnation, version),
             base=None if base is None else Version(self._incarnation, base),
             tables={
                 table.name: as_kind(table, TableDelta(ids, weights, gone))
-                for table, (ids, weights) in zip(self._config.tables, tables, strict=True)
+                for table, (ids, weights, gone) in zip(self._config.tables, tables, strict=True)
             },
             dense=self._core.shaped(dense),
             marks=marks,
@@ -244,7 +246,7 @@ class EmbeddedStore:
             )
         with self._lock:
             self._consumers.ack(consumer, version.n)
-            self._core.raw.forget_touched(self._consumers.floor())
+            self._core.raw.forget_touched(self._consumers.floor(self._core.raw.lost_epoch()))
 
     def checkpoint(self) -> str:
         """Write a checkpoint into the data folder; its name. Pushes go on while it is written.
@@ -269,6 +271,7 @@ class EmbeddedStore:
                         "incarnation": self._incarnation,
                         "event_time_us": self._event_time_us,
                         "pushes_applied": self._pushes_applied,
+                        "clocks": [self._core.raw.clock(i) for i in range(len(self._config.tables))],
                     }
 
             name = write_checkpoint(self._folder.path, self._config, self._core, begin_cut)
@@ -279,10 +282,32 @@ class EmbeddedStore:
         """Whether a push was applied that the newest checkpoint does not hold, or there is none."""
         return self._changes != self._changes_in_checkpoint
 
+    def evict_expired(self) -> dict[str, int]:
+        """Evict every row whose time-to-live is over by the newest event time pushed; table name -> how many.
+
+        Piece by piece: pushes and lookups get their turn meanwhile.
+        """
+        evicted = {}
+        for number, table in enumerate(self._config.tables):
+            first = count = 0
+            while first < self._core.raw.row_numbers(number):
+                with self._lock:
+                    found = self._core.raw.evict_expired(number, first, SWEEP_ROWS)
+                    self._changes += found > 0
+                first, count = first + SWEEP_ROWS, count + found
+            evicted[table.name] = count
+        return evicted
+
     def stats(self) -> dict[str, object]:
-        """``incarnation``, ``pushes_applied``, ``event_time_us``, ``tables``: name -> rows, bytes, load_factor,
-        index_segments, not_admitted (pushed ids that were not admitted yet), filter_entries (ids that exact
-        admission counts now), filter_forgotten (counts it gave up for want of memory), journal_entries."""
+        """Counts since this incarnation began, and sizes.
+
+        ``incarnation``, ``pushes_applied``, ``event_time_us``, ``tables``: name -> rows, bytes (of rows,
+        free ones among them, index and filter), load_factor, index_segments, not_admitted (pushed ids that
+        were not admitted yet), filter_entries (ids that exact admission counts now), filter_forgotten (counts it
+        gave up for want of memory), journal_entries, free_rows (whose memory new rows take first),
+        evicted_expired, evicted_memory, refused_new_ids (for the memory limit), tombstones (kept for
+        consumers of deltas), slots (slot number as a string -> rows).
+        """
         with self._lock:
             return {
                 "incarnation": self._incarnation,

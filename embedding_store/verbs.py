@@ -154,6 +154,7 @@ _VERBS: dict[str, Callable[[Store, dict[str, Any], dict[str, Array]], Message]] 
     "delta": lambda store, head, _: pack_delta(store.delta(head["consumer"], head["full"])),
     "ack": _ack,
     "checkpoint": _answer("name", lambda store, _: store.checkpoint()),
+    "evict_expired": _answer("evicted", lambda store, _: store.evict_expired()),
     "stats": _answer("stats", lambda store, _: store.stats()),
 }
 

@@ -18,8 +18,9 @@ uint32_t Core::lookup(const std::vector<LookupRequest>& requests, const std::vec
   return epoch();
 }
 
-void Core::push(const Push& push, const uint8_t* bucket_mask) noexcept {
+void Core::push(const Push& push, const uint8_t* bucket_mask, int64_t event_time_us) noexcept {
   const std::unique_lock<FairLock> hold(lock_);
+  for (const auto& table : tables_) table->begin_push(event_time_us, epoch());
   for (const Push::TablePart& part : push.tables)
     tables_[part.table]->apply(part.batch, bucket_mask, epoch());
   for (const Push::StreamPart& part : push.streams)
@@ -28,10 +29,13 @@ void Core::push(const Push& push, const uint8_t* bucket_mask) noexcept {
     DenseEntry& entry = dense_[part.dense];
     if (bucket_mask[entry.bucket] != 0) entry.parameter.apply(part.gradient);
   }
+  for (const auto& table : tables_) table->end_push(epoch());
 }
 
-void Core::assign(const std::vector<AssignRequest>& requests, uint32_t epoch) noexcept {
+void Core::assign(const std::vector<AssignRequest>& requests, const std::vector<EraseRequest>& gone,
+                  uint32_t epoch) noexcept {
   const std::unique_lock<FairLock> hold(lock_);
+  for (const EraseRequest& r : gone) tables_[r.table]->erase(r.ids, r.n, epoch);
   for (const AssignRequest& r : requests) tables_[r.table]->assign(r.ids, r.weights, r.n, epoch);
   epoch_.store(epoch, std::memory_order_release);
 }
@@ -42,9 +46,11 @@ Core::Collected Core::collect(uint32_t base, bool all) {
   Collected out;
   out.ids.resize(tables_.size());
   out.weights.resize(tables_.size());
+  out.tombstones.resize(tables_.size());
   for (size_t i = 0; i < tables_.size(); ++i) {
     tables_[i]->keep_journal(true);
     tables_[i]->collect(base, all, &out.ids[i], &out.weights[i]);
+    if (!all) out.tombstones[i] = tables_[i]->collect_tombstones(base);
   }
   for (const DenseEntry& entry : dense_) out.dense.push_back(entry.parameter.value());
   out.version = epoch_.fetch_add(1, std::memory_order_acq_rel);
@@ -54,6 +60,23 @@ Core::Collected Core::collect(uint32_t base, bool all) {
 void Core::forget_touched(uint32_t epoch) {
   const std::unique_lock<FairLock> hold(lock_);
   for (const auto& table : tables_) table->forget_touched(epoch);
+}
+
+uint32_t Core::lost_epoch() {
+  const std::shared_lock<FairLock> hold(lock_);
+  uint32_t lost = 0;
+  for (const auto& table : tables_) lost = std::max(lost, table->lost_epoch());
+  return lost;
+}
+
+uint64_t Core::evict_expired(int table, uint32_t first, uint32_t n) {
+  const std::unique_lock<FairLock> hold(lock_);
+  return tables_[table]->evict_expired(first, n, epoch());
+}
+
+uint32_t Core::row_numbers(int table) {
+  const std::shared_lock<FairLock> hold(lock_);
+  return tables_[table]->row_numbers();
 }
 
 void Core::begin_cut() {
@@ -73,16 +96,18 @@ void Core::end_cut() {
   cut_dense_.clear();
 }
 
-void Core::read_cut(int table, uint32_t n, uint8_t* out) {
+uint32_t Core::read_cut(int table, uint32_t n, uint8_t* out) {
   const std::shared_lock<FairLock> hold(lock_);
-  tables_[table]->read_cut(n, out);
+  return tables_[table]->read_cut(n, out);
 }
 
 Core::TableStats Core::table_stats(int table) {
   const std::shared_lock<FairLock> hold(lock_);
   const Table& t = *tables_[table];
-  return {t.rows(),         t.bytes(),        t.index().capacity(), t.index().segments(),
-          t.not_admitted(), t.journal_size(), t.filter().entries(), t.filter().forgotten()};
+  return {t.rows(),         t.bytes(),           t.index().capacity(), t.index().segments(),
+          t.not_admitted(), t.journal_size(),    t.filter().entries(), t.filter().forgotten(),
+          t.free_rows(),    t.evicted_expired(), t.evicted_memory(),   t.refused_new_ids(),
+          t.tombstones(),   t.slot_rows()};
 }
 
 }  // namespace cuckooflow

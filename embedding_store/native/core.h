@@ -38,6 +38,12 @@ struct AssignRequest {
   int64_t n;
 };
 
+struct EraseRequest {
+  int table;
+  const uint64_t* ids;
+  int64_t n;
+};
+
 // Gradients of one push, checked and summed before the lock is taken.
 struct Push {
   struct TablePart {
@@ -59,7 +65,9 @@ struct Push {
 
 class Core {
  public:
-  explicit Core(uint32_t buckets) : buckets_(buckets) {}
+  // `backlog_max`: see TableOptions.
+  explicit Core(uint32_t buckets, uint64_t backlog_max = ~uint64_t{0})
+      : buckets_(buckets), backlog_max_(backlog_max) {}
 
   // Before first use only.
   void add_table(const TableOptions& options) { tables_.push_back(std::make_unique<Table>(options)); }
@@ -68,6 +76,7 @@ class Core {
   }
 
   uint32_t buckets() const { return buckets_; }
+  uint64_t backlog_max() const { return backlog_max_; }
   const Table& table(int i) const { return *tables_[i]; }
   const DenseParameter& dense(int i) const { return dense_[i].parameter; }
   int table_count() const { return static_cast<int>(tables_.size()); }
@@ -81,26 +90,37 @@ class Core {
                   const std::vector<StreamRequest>& streams = {});
   // A push is applied whole: where memory runs out in the middle, the process ends rather than going on
   // with half of it, and its successor restores the last checkpoint. The same holds for assign.
-  void push(const Push& push, const uint8_t* bucket_mask) noexcept;
-  void assign(const std::vector<AssignRequest>& requests, uint32_t epoch) noexcept;
+  void push(const Push& push, const uint8_t* bucket_mask, int64_t event_time_us) noexcept;
+  // `gone`: ids whose rows are removed, before any is assigned.
+  void assign(const std::vector<AssignRequest>& requests, const std::vector<EraseRequest>& gone,
+              uint32_t epoch) noexcept;
+
+  // Evicts what is expired among rows numbered first to first + n of a table; how many. For all rows call it
+  // until `first` is past row_numbers(): others get their turn between the calls.
+  uint64_t evict_expired(int table, uint32_t first, uint32_t n);
+  uint32_t row_numbers(int table);
 
   // What was touched after `base` (or all), for every table, at one moment; begins the next epoch.
   struct Collected {
     std::vector<std::vector<uint64_t>> ids;
     std::vector<std::vector<float>> weights;
+    std::vector<std::vector<uint64_t>> tombstones;
     std::vector<std::vector<float>> dense;
     uint32_t version;
   };
   Collected collect(uint32_t base, bool all);
   void forget_touched(uint32_t epoch);
+  // Up to here some table has forgotten what was touched, since its backlog was over its bound.
+  uint32_t lost_epoch();
 
   void begin_cut();
   void end_cut();
   uint32_t cut_rows(int table) const { return tables_[table]->cut_rows(); }
-  void read_cut(int table, uint32_t n, uint8_t* out);
+  uint32_t read_cut(int table, uint32_t n, uint8_t* out);
   const std::vector<uint8_t>& cut_filter(int table) const { return tables_[table]->cut_filter(); }
   const std::vector<uint8_t>& cut_dense(int dense) const { return cut_dense_[dense]; }
 
+  void set_clock(int table, int64_t ticks) { tables_[table]->set_clock(ticks); }
   bool load_rows(int table, const uint8_t* images, uint32_t n) {
     return tables_[table]->load_rows(images, n);
   }
@@ -114,6 +134,8 @@ class Core {
   struct TableStats {
     uint64_t rows, bytes, index_capacity, index_segments, not_admitted, journal, filter_entries,
         filter_forgotten;
+    uint64_t free_rows, evicted_expired, evicted_memory, refused_new_ids, tombstones;
+    std::vector<uint32_t> slot_rows;  // (4,096)
   };
   TableStats table_stats(int table);
 
@@ -124,6 +146,7 @@ class Core {
   };
 
   uint32_t buckets_;
+  uint64_t backlog_max_;
   std::vector<std::unique_ptr<Table>> tables_;
   std::vector<DenseEntry> dense_;
   std::vector<std::vector<uint8_t>> cut_dense_;

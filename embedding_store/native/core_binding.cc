@@ -46,7 +46,8 @@ RowKind kind_of(const std::string& name) {
 
 void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float clip_norm, float l2, float stddev,
                uint64_t seed, const Bytes& admission, const std::string& admission_mode,
-               uint64_t filter_bytes, const std::string& rows, const std::vector<int64_t>& half_lives_us) {
+               uint64_t filter_bytes, const Array<int64_t>& ttl_us, uint64_t memory_limit_bytes,
+               bool evict_least_recent, const std::string& rows, const std::vector<int64_t>& half_lives_us) {
   TableOptions options;
   options.kind = kind_of(rows);
   options.columns = dim;
@@ -60,6 +61,10 @@ void add_table(Core& core, int64_t dim, const Optimizer& optimizer, float clip_n
   options.admission_mode = admission_mode == "exact" ? AdmissionMode::kExact : AdmissionMode::kProbabilistic;
   options.filter_bytes = filter_bytes;
   options.buckets = core.buckets();
+  options.ttl_us.assign(ttl_us.data(), ttl_us.data() + ttl_us.size());
+  options.memory_limit_bytes = memory_limit_bytes;
+  options.evict_least_recent = evict_least_recent;
+  options.backlog_max = core.backlog_max();
   core.add_table(options);
 }
 
@@ -164,10 +169,10 @@ class PushBuilder {
     return all_finite(gradient.data(), gradient.size());
   }
 
-  void apply(Core& core, const Bytes& bucket_mask) const {
+  void apply(Core& core, const Bytes& bucket_mask, int64_t event_time_us) const {
     const uint8_t* mask = bucket_mask.data();
     const py::gil_scoped_release release;
-    core.push(push_, mask);
+    core.push(push_, mask, event_time_us);
   }
 
  private:
@@ -175,16 +180,19 @@ class PushBuilder {
   std::vector<py::array> held_;
 };
 
-void assign(Core& core, const std::vector<std::tuple<int, Ids, Floats>>& given, uint32_t epoch) {
+void assign(Core& core, const std::vector<std::tuple<int, Ids, Floats>>& given, uint32_t epoch,
+            const std::vector<std::pair<int, Ids>>& gone) {
   std::vector<AssignRequest> requests;
   for (const auto& [table, ids, weights] : given) {
     requests.push_back({table, ids.data(), weights.data(), ids.size()});
   }
+  std::vector<EraseRequest> erased;
+  for (const auto& [table, ids] : gone) erased.push_back({table, ids.data(), ids.size()});
   const py::gil_scoped_release release;
-  core.assign(requests, epoch);
+  core.assign(requests, erased, epoch);
 }
 
-// ([(ids, weights)], [dense values, flat], version)
+// ([(ids, weights, tombstones)], [dense values, flat], version)
 py::tuple collect(Core& core, uint32_t base, bool all) {
   Core::Collected out;
   {
@@ -195,8 +203,10 @@ py::tuple collect(Core& core, uint32_t base, bool all) {
   for (size_t i = 0; i < out.ids.size(); ++i) {
     const auto n = static_cast<py::ssize_t>(out.ids[i].size());
     const auto dim = static_cast<py::ssize_t>(core.table(static_cast<int>(i)).dim());
-    tables.append(
-        py::make_tuple(as_array(std::move(out.ids[i]), {n}), as_array(std::move(out.weights[i]), {n, dim})));
+    const auto gone = static_cast<py::ssize_t>(out.tombstones[i].size());
+    tables.append(py::make_tuple(as_array(std::move(out.ids[i]), {n}),
+                                 as_array(std::move(out.weights[i]), {n, dim}),
+                                 as_array(std::move(out.tombstones[i]), {gone})));
   }
   py::list dense;
   for (auto& value : out.dense) {
@@ -207,10 +217,15 @@ py::tuple collect(Core& core, uint32_t base, bool all) {
 }
 
 Bytes read_cut(Core& core, int table, uint32_t rows) {
-  Bytes out(static_cast<py::ssize_t>(rows * core.table(table).row_bytes()));
+  const size_t row_bytes = core.table(table).row_bytes();
+  Bytes out(static_cast<py::ssize_t>(rows * row_bytes));
   uint8_t* to = out.mutable_data();
-  const py::gil_scoped_release release;
-  core.read_cut(table, rows, to);
+  uint32_t copied = 0;
+  {
+    const py::gil_scoped_release release;
+    copied = core.read_cut(table, rows, to);
+  }
+  if (copied < rows) out.resize({static_cast<py::ssize_t>(copied * row_bytes)});
   return out;
 }
 
@@ -236,6 +251,17 @@ py::dict table_stats(Core& core, int table) {
   out["filter_entries"] = s.filter_entries;
   out["filter_forgotten"] = s.filter_forgotten;
   out["journal_entries"] = s.journal;
+  out["free_rows"] = s.free_rows;
+  out["evicted_expired"] = s.evicted_expired;
+  out["evicted_memory"] = s.evicted_memory;
+  out["refused_new_ids"] = s.refused_new_ids;
+  out["tombstones"] = s.tombstones;
+  // JSON, as which this travels, has strings for keys.
+  py::dict slots;
+  for (size_t slot = 0; slot < s.slot_rows.size(); ++slot) {
+    if (s.slot_rows[slot] > 0) slots[py::str(std::to_string(slot))] = s.slot_rows[slot];
+  }
+  out["slots"] = slots;
   return out;
 }
 
@@ -261,16 +287,28 @@ void bind_core(py::module_& m) {
            py::arg("initial_accumulator"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"),
            py::arg("beta"), py::arg("l1"), py::arg("l2"));
   py::class_<Core>(m, "Core")
-      .def(py::init<uint32_t>(), py::arg("buckets"))
+      .def(py::init<uint32_t, uint64_t>(), py::arg("buckets"), py::arg("backlog_max") = ~uint64_t{0})
       .def("add_table", &add_table, py::arg("dim"), py::arg("optimizer"), py::arg("clip_norm"), py::arg("l2"),
            py::arg("stddev"), py::arg("seed"), py::arg("admission"), py::arg("admission_mode"),
-           py::arg("filter_bytes"), py::arg("rows") = "float32",
+           py::arg("filter_bytes"), py::arg("ttl_us"), py::arg("memory_limit_bytes"),
+           py::arg("evict_least_recent"), py::arg("rows") = "float32",
            py::arg("half_lives_us") = std::vector<int64_t>())
       .def("add_dense", &add_dense, py::arg("optimizer"), py::arg("value"), py::arg("bucket"))
       .def("lookup", &lookup, py::arg("requests"), py::arg("with_dense"), py::arg("streams") = StreamAsked())
-      .def("assign", &assign, py::arg("tables"), py::arg("epoch"))
+      .def("assign", &assign, py::arg("tables"), py::arg("epoch"),
+           py::arg("gone") = std::vector<std::pair<int, Ids>>())
       .def("collect", &collect, py::arg("base"), py::arg("all"))
       .def("forget_touched", &Core::forget_touched, py::call_guard<py::gil_scoped_release>())
+      .def("lost_epoch", &Core::lost_epoch, py::call_guard<py::gil_scoped_release>())
+      .def("evict_expired", &Core::evict_expired, py::arg("table"), py::arg("first"), py::arg("n"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("row_numbers", &Core::row_numbers, py::call_guard<py::gil_scoped_release>())
+      .def("clock",
+           [](const Core& c, int table) {
+             const Table& t = c.table(table);
+             return t.clock_started() ? std::optional<int64_t>(t.clock()) : std::nullopt;
+           })
+      .def("set_clock", &Core::set_clock, py::arg("table"), py::arg("ticks"))
       .def("epoch", &Core::epoch)
       .def("begin_cut", &Core::begin_cut, py::call_guard<py::gil_scoped_release>())
       .def("end_cut", &Core::end_cut, py::call_guard<py::gil_scoped_release>())
@@ -293,7 +331,8 @@ void bind_core(py::module_& m) {
       .def("add_recents", &PushBuilder::add_recents, py::arg("table"), py::arg("ids"), py::arg("values"),
            py::arg("times_us"))
       .def("add_dense", &PushBuilder::add_dense, py::arg("dense"), py::arg("gradient"))
-      .def("apply", &PushBuilder::apply, py::arg("core"), py::arg("bucket_mask"));
+      .def("apply", &PushBuilder::apply, py::arg("core"), py::arg("bucket_mask"),
+           py::arg("event_time_us") = 0);
   m.def("buckets_of", &buckets_of, py::arg("ids"), py::arg("buckets"));
   m.def("initial_values", &initial_values, py::arg("ids"), py::arg("dim"), py::arg("seed"),
         py::arg("stddev"));

@@ -6,8 +6,7 @@
 namespace cuckooflow {
 
 namespace {
-constexpr size_t kSegmentBytes = sizeof(CuckooBucket) * CuckooIndex::kBuckets;
-constexpr size_t kSegmentsPerBlock = HugeBlock::kAlign / kSegmentBytes;
+constexpr size_t kSegmentsPerBlock = HugeBlock::kAlign / CuckooIndex::kSegmentBytes;
 }  // namespace
 
 CuckooIndex::CuckooIndex() { directory_.push_back(new_segment()); }
@@ -17,14 +16,61 @@ CuckooIndex::Segment CuckooIndex::new_segment() {
   auto* buckets = reinterpret_cast<CuckooBucket*>(memory_.back().data() +
                                                   (segments_ % kSegmentsPerBlock) * kSegmentBytes);
   used_.push_back(0);
+  erased_.push_back(0);
   depths_.push_back(0);
   return {buckets, segments_++};
 }
 
-void CuckooIndex::insert(uint64_t key, uint32_t row) {
+bool CuckooIndex::insert(uint64_t key, uint32_t row, uint64_t segments_max) {
   const uint64_t h = hash(key);
-  while (!try_insert(directory_[directory_slot(h)], h, key, row)) split(h);
+  while (!try_insert(directory_[directory_slot(h)], h, key, row)) {
+    if (segments_ >= segments_max) return false;
+    split(h);
+  }
   ++size_;
+  return true;
+}
+
+void CuckooIndex::erase(uint64_t key) {
+  const uint64_t h = hash(key);
+  const Segment segment = directory_[directory_slot(h)];
+  const Place at{h, segment.buckets};
+  CuckooBucket* bucket = &at.first();
+  int slot = bucket->slot_of(key, at.tag());
+  if (slot < 0) {
+    bucket = &at.second();
+    slot = bucket->slot_of(key, at.tag());
+  }
+  assert(slot >= 0 && "only keys that are there are erased");
+  bucket->clear(slot);
+  --used_[segment.number];
+  --size_;
+  // The first bucket stays marked as spilled: others of its keys may live in their second one. Lest in the
+  // course of time every bucket is, the marks are found anew once as many keys were erased as fit in.
+  if (++erased_[segment.number] == kSegmentSlots) find_spilled(segment);
+}
+
+void CuckooIndex::find_spilled(const Segment& segment) {
+  erased_[segment.number] = 0;
+  for (uint32_t b = 0; b < kBuckets; ++b) segment.buckets[b].meta &= ~CuckooBucket::kSpilled;
+  for (uint32_t b = 0; b < kBuckets; ++b) {
+    for (int slot = 0; slot < CuckooBucket::kSlots; ++slot) {
+      if (segment.buckets[b].tag(slot) == 0) continue;
+      const uint32_t first = hash(segment.buckets[b].keys[slot]) & (kBuckets - 1);
+      if (first != b) segment.buckets[first].meta |= CuckooBucket::kSpilled;
+    }
+  }
+}
+
+int CuckooIndex::neighbours(uint64_t key, uint32_t rows[2 * CuckooBucket::kSlots]) const {
+  const Place at = place(key);
+  int n = 0;
+  for (const CuckooBucket* bucket : {&at.first(), &at.second()}) {
+    for (int slot = 0; slot < CuckooBucket::kSlots; ++slot) {
+      if (bucket->tag(slot) != 0) rows[n++] = bucket->rows[slot];
+    }
+  }
+  return n;
 }
 
 bool CuckooIndex::try_insert(const Segment& segment, uint64_t hash, uint64_t key, uint32_t row) {

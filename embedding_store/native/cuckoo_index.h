@@ -43,6 +43,13 @@ struct alignas(64) CuckooBucket {
   }
   void clear(int slot) { meta &= ~(kTagMask << (slot * kTagBits)); }
 
+  int slot_of(uint64_t key, uint32_t tag) const {
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (this->tag(slot) == tag && keys[slot] == key) return slot;
+    }
+    return -1;
+  }
+
   int free_slot() const {
     for (int slot = 0; slot < kSlots; ++slot) {
       if (tag(slot) == 0) return slot;
@@ -99,13 +106,21 @@ class CuckooIndex {
     return at.second().find(key, at.tag());
   }
 
-  // Adds a key that is not there.
-  void insert(uint64_t key, uint32_t row);
+  // Adds a key that is not there. False, and nothing is changed but for keys moved between their buckets, if
+  // that would take more than `segments_max` segments.
+  bool insert(uint64_t key, uint32_t row, uint64_t segments_max = ~uint64_t{0});
+
+  // Removes a key that is there.
+  void erase(uint64_t key);
+
+  // The row numbers in a key's two buckets, whose room it needs; how many.
+  int neighbours(uint64_t key, uint32_t rows[2 * CuckooBucket::kSlots]) const;
 
   uint64_t size() const { return size_; }
   uint64_t capacity() const { return uint64_t{segments_} * kSegmentSlots; }
   uint64_t bytes() const { return uint64_t{segments_} * kBuckets * sizeof(CuckooBucket); }
   uint64_t segments() const { return segments_; }
+  static constexpr uint64_t kSegmentBytes = sizeof(CuckooBucket) * kBuckets;
 
  private:
   struct Segment {
@@ -129,9 +144,11 @@ class CuckooIndex {
   bool try_insert(const Segment& segment, uint64_t hash, uint64_t key, uint32_t row);
   bool make_room(const Segment& segment, uint64_t hash);
   void split(uint64_t hash);
+  void find_spilled(const Segment& segment);
 
   std::vector<Segment> directory_;  // 2^depth_ entries; a segment of lesser depth fills several
   std::vector<uint32_t> used_;      // keys in each segment
+  std::vector<uint32_t> erased_;    // keys erased from each segment since its spilled bits were exact
   std::vector<uint8_t> depths_;     // bits of the hash that each segment's keys share
   std::vector<HugeBlock> memory_;   // eight segments a block
   uint32_t depth_ = 0;

@@ -1,8 +1,10 @@
 // Rows of one table, by number. A row is a small header, its weights and all optimizer slots in one
-// piece, so that it is always one version. Rows never move; they are appended only.
+// piece, so that it is always one version. Rows never move; the memory of released ones is used again first.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -11,9 +13,18 @@
 namespace cuckooflow {
 
 struct RowHeader {
+  static constexpr uint32_t kFree = 0xffffffffU;
+
   uint64_t id;
-  uint32_t epoch;  // the store's epoch when the row was last touched
-  uint32_t step;   // how often it was updated
+  uint32_t epoch;    // the store's epoch when the row was last touched; kFree where there is no row
+  uint16_t step;     // how often it was updated; stays at its greatest value
+  uint16_t touched;  // when it was last touched, by the table's RowClock
+
+  // Adam's bias correction is 1 but for 0.1 % at 65,535 steps; larger betas than 0.9999 are refused.
+  uint32_t next_step() {
+    step += step != 0xffffU;
+    return step;
+  }
 };
 static_assert(sizeof(RowHeader) == 16, "the header is part of the checkpoint's format");
 
@@ -26,7 +37,10 @@ class RowSlab {
   }
 
   size_t row_bytes() const { return row_bytes_; }
+  // Row numbers are below this; some may be free.
   uint32_t size() const { return size_; }
+  uint32_t free_rows() const { return free_count_; }
+  uint32_t used_rows() const { return size_ - free_count_; }
   size_t bytes() const { return size_ * row_bytes_; }
 
   uint8_t* at(uint32_t row) const {
@@ -35,11 +49,32 @@ class RowSlab {
   RowHeader* header(uint32_t row) const { return reinterpret_cast<RowHeader*>(at(row)); }
   float* weights(uint32_t row) const { return reinterpret_cast<float*>(at(row) + sizeof(RowHeader)); }
 
-  // A new zeroed row's number.
-  uint32_t append() {
-    if (size_ == kRowsMax) throw std::bad_alloc();
-    if ((size_ >> shift_) == chunks_.size()) chunks_.emplace_back(row_bytes_ << shift_);
-    return size_++;
+  bool is_free(uint32_t row) const { return header(row)->epoch == RowHeader::kFree; }
+
+  // The epoch in which the touched journal last listed this row number, be it free or not.
+  uint32_t listed_epoch(uint32_t row) const {
+    return is_free(row) ? free_link(row)->listed_epoch : header(row)->epoch;
+  }
+
+  // The number that take() will give.
+  uint32_t next() const { return free_count_ > 0 ? first_free_ : size_; }
+
+  // A zeroed row's number.
+  uint32_t take() {
+    if (free_count_ == 0) return append();
+    const uint32_t row = first_free_;
+    first_free_ = free_link(row)->next;
+    --free_count_;
+    std::memset(at(row), 0, row_bytes_);
+    return row;
+  }
+
+  // The row's content is lost.
+  void release(uint32_t row) {
+    const uint32_t listed = header(row)->epoch;
+    *free_link(row) = {first_free_, listed, RowHeader::kFree, 0};
+    first_free_ = row;
+    ++free_count_;
   }
 
   // Asks for the cache lines of a row that hold its header and `floats` floats after it.
@@ -51,6 +86,23 @@ class RowSlab {
   }
 
  private:
+  // What lies in a free row in its header's place.
+  struct FreeLink {
+    uint32_t next;
+    uint32_t listed_epoch;
+    uint32_t epoch;  // RowHeader::kFree
+    uint32_t unused;
+  };
+  static_assert(offsetof(FreeLink, epoch) == offsetof(RowHeader, epoch) && sizeof(FreeLink) == 16);
+
+  FreeLink* free_link(uint32_t row) const { return reinterpret_cast<FreeLink*>(at(row)); }
+
+  uint32_t append() {
+    if (size_ == kRowsMax) throw std::bad_alloc();
+    if ((size_ >> shift_) == chunks_.size()) chunks_.emplace_back(row_bytes_ << shift_);
+    return size_++;
+  }
+
   static constexpr uint32_t kRowsMax = 0xffffffffU;  // the last number means: no row
   // Bound of a chunk: 16 huge pages, so that rounding up to whole ones wastes little. Pages that no row
   // has touched yet cost nothing.
@@ -59,6 +111,8 @@ class RowSlab {
   size_t row_bytes_;
   uint32_t shift_ = 0;  // log2 of the rows in a chunk
   uint32_t size_ = 0;
+  uint32_t first_free_ = 0;
+  uint32_t free_count_ = 0;
   std::vector<HugeBlock> chunks_;
 };
 

@@ -9,7 +9,8 @@ Table::Table(const TableOptions& options)
     : options_(options),
       initial_(options.seed, options.init_stddev),
       decay_(options.half_lives_us),
-      slab_(options.dim, options.optimizer.slots(options.dim)) {
+      slab_(options.dim, options.optimizer.slots(options.dim)),
+      clock_(options.ttl_us, options.memory_limit_bytes > 0 && options.evict_least_recent) {
   if (options.filter_bytes > 0) {
     filter_ = AdmissionFilter(options.admission_mode, options.filter_bytes, options.buckets, options.seed);
   }
@@ -64,22 +65,29 @@ void Table::lookup(const uint64_t* ids, int64_t n, float* out) const {
   }
 }
 
-uint32_t Table::create(uint64_t id) {
-  const uint32_t row = slab_.append();
-  *slab_.header(row) = {id, 0, 0};
+uint32_t Table::create(uint64_t id, uint32_t epoch) {
+  if (!place_new(id, epoch)) return kNoRow;
+  const bool used_before = slab_.free_rows() > 0;
+  // A row number that the journal lists for this epoch already is not to be listed again.
+  const bool listed = used_before && slab_.listed_epoch(slab_.next()) == epoch;
+  if (used_before && cut_) cut_->before_change(slab_, slab_.next());
+  const uint32_t row = slab_.take();
+  *slab_.header(row) = {id, listed ? epoch : 0, 0, stamp_};
+  ++slot_rows_[slot_of(id)];
   float* weights = slab_.weights(row);
   initial_.fill(id, weights, options_.dim);
   options_.optimizer.init_slots(weights, weights + options_.dim, options_.dim);
-  index_.insert(id, row);
   return row;
 }
 
 void Table::touch(uint32_t row, uint32_t epoch) {
   if (cut_) cut_->before_change(slab_, row);
   RowHeader* header = slab_.header(row);
+  // Pushes may come out of the order of time.
+  if (clock_.age(header->touched) > clock_.age(stamp_)) header->touched = stamp_;
   if (header->epoch == epoch) return;
   header->epoch = epoch;
-  if (journaling_) journal_.add(epoch, row, slab_);
+  if (journaling_ && epoch > lost_epoch_) journal_.add(epoch, row, slab_);
 }
 
 void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32_t epoch) {
@@ -103,7 +111,16 @@ void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32
     for (int i = 0; filter_.enabled() && i < n; ++i) {
       if (rows[i] == kNoRow) filter_.prefetch(ids[i], buckets[i]);
     }
+    touches_ += n;
+    const uint64_t evicted_before = evicted_memory_;
     for (int i = 0; i < n; ++i) {
+      // The row that was found may have made room for an id before it.
+      if (evicted_memory_ != evicted_before) rows[i] = index_.find(ids[i]);
+      if (rows[i] != kNoRow && clock_.expires() && expired(rows[i])) {
+        evict(rows[i], epoch);
+        ++evicted_expired_;
+        rows[i] = kNoRow;
+      }
       if (rows[i] == kNoRow) {
         const uint32_t needed = admission_of(ids[i]);
         const uint32_t times = batch.counts[sources[i]];
@@ -111,11 +128,15 @@ void Table::apply(const GradientBatch& batch, const uint8_t* bucket_mask, uint32
           ++not_admitted_;
           continue;
         }
-        rows[i] = create(ids[i]);
+        rows[i] = create(ids[i], epoch);
+        if (rows[i] == kNoRow) {
+          ++refused_new_ids_;
+          continue;
+        }
       }
       touch(rows[i], epoch);
       float* weights = slab_.weights(rows[i]);
-      const uint32_t step = ++slab_.header(rows[i])->step;
+      const uint32_t step = slab_.header(rows[i])->next_step();
       const float* gradient = batch.sums.data() + sources[i] * dim;
       if (!changed.empty()) {
         options_.gradient.apply(gradient, weights, changed.data(), dim);
@@ -136,7 +157,7 @@ void Table::assign(const uint64_t* ids, const float* weights, int64_t n, uint32_
     for (int i = 0; i < batch; ++i) {
       // Asked again before a row is made: an id that comes twice must not get two.
       if (rows[i] == kNoRow) rows[i] = index_.find(ids[start + i]);
-      if (rows[i] == kNoRow) rows[i] = create(ids[start + i]);
+      if (rows[i] == kNoRow) rows[i] = create(ids[start + i], epoch);
       touch(rows[i], epoch);
       std::memcpy(slab_.weights(rows[i]), weights + (start + i) * dim, sizeof(float) * dim);
     }
@@ -146,12 +167,14 @@ void Table::assign(const uint64_t* ids, const float* weights, int64_t n, uint32_
 void Table::collect(uint32_t epoch, bool all, std::vector<uint64_t>* ids, std::vector<float>* weights) const {
   std::vector<uint32_t> rows;
   if (!all) journal_.collect(epoch, slab_, &rows);
-  const size_t n = all ? slab_.size() : rows.size();
+  const size_t n = all ? slab_.used_rows() : rows.size();
+  uint32_t next = 0;  // row number, where all are collected
   ids->resize(n);
   weights->resize(n * options_.dim);
   for (size_t i = 0; i < n; ++i) {
     if (!all && i + kBatch < n) slab_.prefetch<false>(rows[i + kBatch], options_.dim);
-    const uint32_t row = all ? static_cast<uint32_t>(i) : rows[i];
+    while (all && slab_.is_free(next)) ++next;
+    const uint32_t row = all ? next++ : rows[i];
     (*ids)[i] = slab_.header(row)->id;
     std::memcpy(weights->data() + i * options_.dim, slab_.weights(row), sizeof(float) * options_.dim);
   }
@@ -172,11 +195,15 @@ bool Table::load_rows(const uint8_t* images, uint32_t n) {
   for (uint32_t i = 0; i < n; ++i, images += slab_.row_bytes()) {
     RowHeader header;
     std::memcpy(&header, images, sizeof(header));
-    if (index_.find(header.id) != kNoRow) return false;
-    const uint32_t row = slab_.append();
+    if (header.epoch == RowHeader::kFree || index_.find(header.id) != kNoRow) return false;
+    const uint32_t row = slab_.take();
     std::memcpy(slab_.at(row), images, slab_.row_bytes());
     slab_.header(row)->epoch = 0;
+    if (clock_.age(header.touched) > RowClock::kAgeMax) {
+      slab_.header(row)->touched = static_cast<uint16_t>(clock_.now() - RowClock::kAgeMax);
+    }
     index_.insert(header.id, row);
+    ++slot_rows_[slot_of(header.id)];
   }
   return true;
 }

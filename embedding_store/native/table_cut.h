@@ -1,5 +1,6 @@
-// A table as it stood at one moment, read piece by piece while pushes go on: before a push changes a row
-// that was not read yet, it leaves the row's old image here.
+// A table as it stood at one moment, read piece by piece while pushes and evictions go on: before a row
+// that was not read yet is changed, released or taken into use, its old image is left here; an empty image
+// where the row was free.
 #pragma once
 
 #include <cstdint>
@@ -15,24 +16,36 @@ class TableCut {
  public:
   TableCut(const RowSlab& slab, uint32_t epoch) : rows_(slab.size()), epoch_(epoch) {}
 
+  // Row numbers to read, free ones among them.
   uint32_t rows() const { return rows_; }
 
   // Called under the writer's lock, before the row changes.
   void before_change(const RowSlab& slab, uint32_t row) {
-    if (row < next_ || row >= rows_ || slab.header(row)->epoch > epoch_) return;
+    if (row < next_ || row >= rows_) return;
+    if (slab.is_free(row)) {
+      images_.try_emplace(row);  // unless it was released since: then its image is here already
+      return;
+    }
+    if (slab.header(row)->epoch > epoch_ || images_.count(row) > 0) return;
     const uint8_t* image = slab.at(row);
     images_.emplace(row, std::vector<uint8_t>(image, image + slab.row_bytes()));
   }
 
-  // Copies the next `n` rows. Called in order, under a reader's lock.
-  void read(const RowSlab& slab, uint32_t n, uint8_t* out) {
+  // Copies those of the next `n` row numbers that were rows; how many. Called in order, under a reader's
+  // lock.
+  uint32_t read(const RowSlab& slab, uint32_t n, uint8_t* out) {
     const size_t bytes = slab.row_bytes();
-    for (uint32_t row = next_; row < next_ + n; ++row, out += bytes) {
+    uint32_t copied = 0;
+    for (uint32_t row = next_; row < next_ + n; ++row) {
       const auto found = images_.find(row);
-      std::memcpy(out, found == images_.end() ? slab.at(row) : found->second.data(), bytes);
-      if (found != images_.end()) images_.erase(found);
+      const bool kept = found != images_.end();
+      if (kept ? !found->second.empty() : !slab.is_free(row)) {
+        std::memcpy(out + bytes * copied++, kept ? found->second.data() : slab.at(row), bytes);
+      }
+      if (kept) images_.erase(found);
     }
     next_ += n;
+    return copied;
   }
 
  private:

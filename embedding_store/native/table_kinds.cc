@@ -19,11 +19,25 @@ void Table::change_rows(const uint64_t* ids, int64_t n, const uint8_t* bucket_ma
       sources[batch++] = start;
     }
     find_batch<true>(wanted, batch, rows);
+    touches_ += batch;
+    const uint64_t evicted_before = evicted_memory_ + evicted_expired_;
     for (int i = 0; i < batch; ++i) {
-      // Asked again before a row is made: an id that comes twice must not get two.
-      if (rows[i] == kNoRow) rows[i] = index_.find(wanted[i]);
+      // Asked again before a row is made: an id that comes twice must not get two. And the row that was
+      // found may have gone for an id before it.
+      if (rows[i] == kNoRow || evicted_memory_ + evicted_expired_ != evicted_before) {
+        rows[i] = index_.find(wanted[i]);
+      }
+      if (rows[i] != kNoRow && clock_.expires() && expired(rows[i])) {
+        evict(rows[i], epoch);
+        ++evicted_expired_;
+        rows[i] = kNoRow;
+      }
       if (rows[i] == kNoRow) {
-        rows[i] = create(wanted[i]);
+        rows[i] = create(wanted[i], epoch);
+        if (rows[i] == kNoRow) {
+          ++refused_new_ids_;
+          continue;
+        }
         clear_content(rows[i]);
       }
       touch(rows[i], epoch);

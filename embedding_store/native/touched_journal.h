@@ -2,6 +2,7 @@
 //
 // A row is listed once in each epoch in which it was touched. An entry is current while the row's own
 // epoch is still the entry's; a row has one current entry at most, so a delta needs no deduplication.
+// A free row's entry is kept while its epoch lasts: should the row be used again in it, it is listed already.
 // Entries that are no longer current are swept out when the journal is over twice the table's rows.
 #pragma once
 
@@ -30,6 +31,9 @@ class TouchedJournal {
     }
   }
 
+  // Of the oldest part; the greatest number where there is none.
+  uint32_t first_epoch() const { return parts_.empty() ? 0xffffffffU : parts_.front().epoch; }
+
   // Appends the rows last touched after `epoch`.
   void collect(uint32_t epoch, const RowSlab& slab, std::vector<uint32_t>* rows) const {
     for (const Part& part : parts_) {
@@ -54,7 +58,7 @@ class TouchedJournal {
     for (Part& part : parts_) {
       size_t kept = 0;
       for (const uint32_t row : part.rows) {
-        if (slab.header(row)->epoch == part.epoch) part.rows[kept++] = row;
+        if (slab.listed_epoch(row) == part.epoch) part.rows[kept++] = row;
       }
       part.rows.resize(kept);
       part.rows.shrink_to_fit();

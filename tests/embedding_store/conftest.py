@@ -28,8 +28,9 @@ class Feeder:
         tables: Mapping[str, TablePush] | None = None,
         dense: Mapping[str, Floats] | None = None,
         partition: int = 0,
+        event_time_us: int = 1,
     ) -> PushAnswer:
-        answer = self.store.push(self.range(partition), tables or {}, dense or {}, event_time_us=1)
+        answer = self.store.push(self.range(partition), tables or {}, dense or {}, event_time_us)
         self.at[partition] = self.range(partition).last
         return answer
 

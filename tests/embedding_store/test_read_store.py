@@ -97,7 +97,7 @@ def test_a_delta_must_stand_on_what_is_held():
         ("item", TableDelta(NONE, np.empty((0, 2), np.float32), NONE), BadShape),
         ("item", TableDelta(NONE.astype(np.int64), np.empty((0, 1), np.float32), NONE), BadShape),
         ("item", TableDelta(NONE, np.empty((0, 1)), NONE), BadShape),
-        ("item", TableDelta(NONE, np.empty((0, 1), np.float32), np.ones(1, np.uint64)), BadShape),
+        ("item", TableDelta(NONE, np.empty((0, 1), np.float32), np.ones(1, np.int64)), BadShape),
     ],
 )
 def test_a_delta_that_does_not_fit_changes_nothing(table, rows, error):

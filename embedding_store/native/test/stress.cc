@@ -63,11 +63,11 @@ struct Entries {
   }
 };
 
-void push(Core* core, const Entries& entries, const std::vector<uint8_t>& mask) {
+void push(Core* core, const Entries& entries, const std::vector<uint8_t>& mask, int64_t event_time_us = 0) {
   Push push;
   for (int i = 0; i < core->table_count(); ++i)
     push.tables.push_back({i, entries.batch(core->table(i).dim())});
-  core->push(push, mask.data());
+  core->push(push, mask.data(), event_time_us);
 }
 
 std::vector<float> lookup(Core* core, int table, const std::vector<uint64_t>& ids) {
@@ -192,8 +192,9 @@ class Differential {
     for (int t = 0; t < 2; ++t) {
       for (uint32_t left = core_.cut_rows(t); left > 0;) {
         const auto n = static_cast<uint32_t>(1 + below(random_, std::min<uint64_t>(left, 5'000)));
-        bytes[t].resize(bytes[t].size() + n * core_.table(t).row_bytes());
-        core_.read_cut(t, n, bytes[t].data() + bytes[t].size() - n * core_.table(t).row_bytes());
+        std::vector<uint8_t> piece(n * core_.table(t).row_bytes());
+        const uint32_t read = core_.read_cut(t, n, piece.data());
+        bytes[t].insert(bytes[t].end(), piece.begin(), piece.begin() + read * core_.table(t).row_bytes());
         left -= n;
         if (!whole && below(random_, 4) == 0) break;
         push_some();
@@ -236,6 +237,13 @@ class Concurrent {
     core_.add_table(options(OptimizerKind::kAdam, kDim));
     core_.add_table(admitting(AdmissionMode::kExact, 2, 1 << 10));
     core_.add_table(admitting(AdmissionMode::kProbabilistic, 3, 1 << 10));
+    TableOptions expiring = options(OptimizerKind::kAdagrad, kDim);
+    expiring.ttl_us = {100};
+    core_.add_table(expiring);
+    TableOptions bounded = options(OptimizerKind::kAdagrad, kDim);
+    bounded.memory_limit_bytes = kLimitBytes;
+    bounded.evict_least_recent = true;
+    core_.add_table(bounded);
     base_ = core_.collect(0, true).version;
   }
 
@@ -284,7 +292,7 @@ class Concurrent {
       Entries entries;
       for (int i = 0; i < kEntries; ++i) entries.ids.push_back(below(random, 1 + below(random, kSpace)));
       entries.values.assign(kEntries, -1.0F);
-      push(&core_, entries, mask);
+      push(&core_, entries, mask, ++now_us_);
     }
   }
 
@@ -296,14 +304,15 @@ class Concurrent {
   void read(Random* random, std::unordered_map<uint64_t, float>* before) {
     std::vector<uint64_t> ids;
     for (int i = 0; i < 300; ++i) ids.push_back(below(*random, 1 + below(*random, kSpace)));
-    std::vector<float> out[3];
+    std::vector<float> out[5];
     std::vector<LookupRequest> requests;
-    for (int t = 0; t < 3; ++t) {
+    const int tables[] = {0, 1, 2, kExpiring, kBounded};
+    for (int t = 0; t < 5; ++t) {
       out[t].resize(ids.size() * kDim);
-      requests.push_back({t, ids.data(), static_cast<int64_t>(ids.size()), out[t].data()});
+      requests.push_back({tables[t], ids.data(), static_cast<int64_t>(ids.size()), out[t].data()});
     }
     core_.lookup(requests, {});
-    for (int t = 0; t < 3; ++t) check_rows(t, out[t].data(), ids.size());
+    for (int t = 0; t < 5; ++t) check_rows(tables[t], out[t].data(), ids.size());
     for (size_t i = 0; i < ids.size(); ++i) {
       const float count = out[0][i * kDim];
       check((count > 0.0F) == (out[1][i * kDim] > 0.0F), "tables of one moment");
@@ -320,10 +329,10 @@ class Concurrent {
       for (uint32_t left = core_.cut_rows(t); left > 0;) {
         const uint32_t n = std::min<uint32_t>(left, 2'000);
         std::vector<uint8_t> bytes(n * core_.table(t).row_bytes());
-        core_.read_cut(t, n, bytes.data());
+        bytes.resize(core_.read_cut(t, n, bytes.data()) * core_.table(t).row_bytes());
         left -= n;
-        if (t >= 3) continue;
-        for (const Image& image : images(core_.table(t), kSlots[t], bytes)) {
+        if (t >= 3 && t < kExpiring) continue;
+        for (const Image& image : images(core_.table(t), t < 3 ? kSlots[t] : kDim, bytes)) {
           for (int64_t at = 0; at < static_cast<int64_t>(image.floats.size()); at += kDim) {
             check(all_equal(&image.floats[at], kDim), "weights and slots of one version in a cut");
           }
@@ -337,7 +346,8 @@ class Concurrent {
 
   void take_delta() {
     const Core::Collected delta = core_.collect(base_, false);
-    for (int t = 0; t < 3; ++t) check_rows(t, delta.weights[t].data(), delta.ids[t].size());
+    for (const int t : {0, 1, 2, kExpiring, kBounded})
+      check_rows(t, delta.weights[t].data(), delta.ids[t].size());
     for (size_t i = 0; i < delta.ids[0].size(); ++i) replica_[delta.ids[0][i]] = delta.weights[0][i * kDim];
     base_ = delta.version;
     core_.forget_touched(base_);
@@ -356,10 +366,18 @@ class Concurrent {
       total += count;
     }
     check(total == double{kWriters} * kPushes * kEntries, "every gradient applied once");
+    check(core_.table(kExpiring).evicted_expired() > 0, "rows that expired meanwhile");
+    check(core_.table(kBounded).evicted_memory() > 0, "rows that made room meanwhile");
+    check(core_.table(kBounded).bytes() <= kLimitBytes, "a table within its memory limit");
   }
+
+  static constexpr int kExpiring = 5;
+  static constexpr int kBounded = 6;
+  static constexpr uint64_t kLimitBytes = 1 << 20;
 
   uint64_t seed_;
   Core core_;
+  std::atomic<int64_t> now_us_{0};
   uint32_t base_ = 0;
   std::unordered_map<uint64_t, float> replica_;
 };
