@@ -29,6 +29,7 @@ def pinned() -> list[str]:
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "cuckooflow/__init__.py").read_text())
 assert version is not None
+# Without -fno-math-errno a square root is a call where it could be a vector instruction.
 flags = ["-O3", "-fno-math-errno", "-Wall", "-Wextra"]
 
 setup(
@@ -50,7 +51,7 @@ setup(
                 p.relative_to(ROOT).as_posix() for p in (ROOT / "embedding_store/native").glob("*.h")
             ),
             cxx_std=17,
-            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+            extra_compile_args=flags,
         )
     ],
     cmdclass={"build_ext": build_ext},
