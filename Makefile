@@ -59,7 +59,7 @@ SANITIZED := $(filter-out %binding.cc,$(filter %.cc,$(NATIVE))) $(NATIVE_TESTS)
 native-sanitize:
 	mkdir -p build/sanitize
 	for kind in address,undefined thread; do \
-	  $(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer -fsanitize=$$kind \
+	  $(CXX) -std=c++17 -O1 -g -fno-math-errno -Wall -Wextra -Werror -pthread -fno-omit-frame-pointer -fsanitize=$$kind \
 	    -fno-sanitize-recover=all $(SANITIZED) -o build/sanitize/stress-$$kind || exit 1; \
 	  if setarch -R true 2> /dev/null; then plain="setarch -R"; else plain=; fi; \
 	  timeout 300 $$plain build/sanitize/stress-$$kind || exit 1; \

@@ -36,6 +36,7 @@ LIGHT = ("numpy", "pyarrow", "pydantic", "PyYAML", "typer", "rich", "prometheus-
 version = re.search(r'__version__ = "(.+)"', (ROOT / "cuckooflow/__init__.py").read_text())
 assert version is not None
 requirements = pinned()
+# Without -fno-math-errno a square root is a call where it could be a vector instruction.
 flags = ["-O3", "-fno-math-errno", "-Wall", "-Wextra"]
 
 setup(

@@ -21,8 +21,7 @@ uint32_t scaled(uint64_t bits32, uint32_t cells) { return static_cast<uint32_t>(
 
 AdmissionFilter::AdmissionFilter(AdmissionMode mode, uint64_t bytes, uint32_t buckets, uint64_t seed)
     : mode_(mode), key_(mix64(seed + 0x5be0cd19137e2179ULL)), forgotten_(buckets) {
-  const uint64_t cell_bytes = mode == AdmissionMode::kExact ? sizeof(Line) : sizeof(uint32_t);
-  cells_ = static_cast<uint32_t>(std::clamp<uint64_t>(bytes / cell_bytes / buckets, 1, 0xffffffffU));
+  cells_ = static_cast<uint32_t>(std::clamp<uint64_t>(bytes / cell_bytes() / buckets, 1, 0xffffffffU));
   if (mode == AdmissionMode::kExact) {
     lines_.resize(uint64_t{cells_} * buckets);
   } else {
@@ -110,31 +109,30 @@ uint64_t AdmissionFilter::image_bytes() const {
 }
 
 void AdmissionFilter::save(uint8_t* image) const {
-  for (size_t bucket = 0; bucket < forgotten_.size(); ++bucket) {
+  const uint64_t region = cells_ * cell_bytes();
+  for (size_t bucket = 0; bucket < forgotten_.size(); ++bucket, image += sizeof(uint64_t) + region) {
     std::memcpy(image, &forgotten_[bucket], sizeof(uint64_t));
-    image += sizeof(uint64_t);
-    const size_t bytes = cells_ * (mode_ == AdmissionMode::kExact ? sizeof(Line) : sizeof(uint32_t));
     if (mode_ == AdmissionMode::kExact) {
-      std::memcpy(image, lines_.data() + bucket * cells_, bytes);
+      std::memcpy(image + sizeof(uint64_t), &lines_[bucket * cells_], region);
     } else {
-      std::memcpy(image, draws_.data() + bucket * cells_, bytes);
+      std::memcpy(image + sizeof(uint64_t), &draws_[bucket * cells_], region);
     }
-    image += bytes;
   }
 }
 
-bool AdmissionFilter::load(const uint8_t* image, uint64_t bytes) {
+bool AdmissionFilter::load_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end) {
   if (bytes != image_bytes()) return false;
-  for (size_t bucket = 0; bucket < forgotten_.size(); ++bucket) {
-    std::memcpy(&forgotten_[bucket], image, sizeof(uint64_t));
-    image += sizeof(uint64_t);
-    const size_t region = cells_ * (mode_ == AdmissionMode::kExact ? sizeof(Line) : sizeof(uint32_t));
+  if (!enabled()) return true;
+  if (first > end || end > forgotten_.size()) return false;
+  const uint64_t region = cells_ * cell_bytes();
+  for (uint64_t bucket = first; bucket < end; ++bucket) {
+    const uint8_t* from = image + bucket * (sizeof(uint64_t) + region);
+    std::memcpy(&forgotten_[bucket], from, sizeof(uint64_t));
     if (mode_ == AdmissionMode::kExact) {
-      std::memcpy(lines_.data() + bucket * cells_, image, region);
+      std::memcpy(&lines_[bucket * cells_], from + sizeof(uint64_t), region);
     } else {
-      std::memcpy(draws_.data() + bucket * cells_, image, region);
+      std::memcpy(&draws_[bucket * cells_], from + sizeof(uint64_t), region);
     }
-    image += region;
   }
   entries_ = 0;
   for (const Line& line : lines_) {

@@ -43,7 +43,11 @@ class AdmissionFilter {
   // The whole state, and back. Sizes are equal for equal options.
   uint64_t image_bytes() const;
   void save(uint8_t* image) const;
-  bool load(const uint8_t* image, uint64_t bytes);
+  bool load(const uint8_t* image, uint64_t bytes) {
+    return load_buckets(image, bytes, 0, static_cast<uint32_t>(forgotten_.size()));
+  }
+  // The state of the logical buckets from `first` to before `end` only, out of a whole image.
+  bool load_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end);
 
  private:
   struct alignas(64) Line {
@@ -66,6 +70,8 @@ class AdmissionFilter {
   };
   Pair lines_of(uint64_t id, uint32_t bucket) const;
   uint64_t draw_of(uint64_t id, uint32_t bucket) const;
+
+  uint64_t cell_bytes() const { return mode_ == AdmissionMode::kExact ? sizeof(Line) : sizeof(uint32_t); }
 
   bool admit_exact(uint64_t id, uint32_t bucket, uint32_t times, uint32_t needed);
   bool admit_probabilistic(uint64_t id, uint32_t bucket, uint32_t times, uint32_t needed);

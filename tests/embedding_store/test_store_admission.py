@@ -171,11 +171,14 @@ def test_its_image_is_one_region_a_bucket(mode):
     changed = (image(core) != empty).any(axis=1)
     assert np.flatnonzero(changed).tolist() == [3, 11]
 
-    # A region moved to another store counts on there.
+    # Dealt out, each region counts on where it is now.
     other = NativeCore(config.tables, (), buckets)
-    assert other.raw.load_filter(0, image(core).ravel())
+    assert other.raw.load_filter_buckets(0, image(core).ravel(), 10, 16)
+    assert np.flatnonzero((image(other) != empty).any(axis=1)).tolist() == [11]
+    assert other.raw.load_filter_buckets(0, image(core).ravel(), 0, 10)
     np.testing.assert_array_equal(image(other), image(core))
     assert other.stats()["t"]["filter_entries"] == core.stats()["t"]["filter_entries"]
+    assert not other.raw.load_filter_buckets(0, image(core).ravel(), 10, 17)
     assert not other.raw.load_filter(0, image(core).ravel()[:-1].copy())
     if mode == "exact":
         wrong = image(core)
