@@ -46,15 +46,10 @@ class NativeCore:
                 filter_bytes=table.filter_bytes if int(admission.max()) > 1 else 0,
             )
         for parameter in self.dense:
-            name_hash = _native.hash_strings32(
-                np.array([0, len(parameter.name.encode())], np.int32),
-                np.frombuffer(parameter.name.encode(), np.uint8),
-                0,
-            )
             self.raw.add_dense(
                 optimizer=_optimizer(parameter.optimizer),
                 value=initial_dense(parameter).ravel(),
-                bucket=int(_native.buckets_of(name_hash, buckets)[0]),
+                bucket=dense_bucket(parameter.name, buckets),
             )
 
     @classmethod
@@ -147,6 +142,13 @@ class NativeCore:
             )
         shape = self.dense[self.dense_number[name]].shape
         return _checked_floats(name, gradient, shape, "gradients").ravel()
+
+
+def dense_bucket(name: str, buckets: int) -> int:
+    """The logical bucket that a dense parameter belongs to, by its name alone."""
+    raw = name.encode()
+    name_hash = _native.hash_strings32(np.array([0, len(raw)], np.int32), np.frombuffer(raw, np.uint8), 0)
+    return int(_native.buckets_of(name_hash, buckets)[0])
 
 
 def checked_ids(name: str, ids: Ids) -> Ids:
