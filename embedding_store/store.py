@@ -102,8 +102,7 @@ class EmbeddedStore:
             found = read_newest(folder.path, config, owned)
             core, marks, body = found or (NativeCore.of(config), Marks(owned.buckets), {})
             marks.restore_opened(folder.opened_logs())
-            store = cls.__new__(cls)
-            store._begin(config, owned, folder, core, marks, body)
+            store = cls.assemble(config, owned, folder, core, marks, body)
         except BaseException:
             folder.close()
             raise
@@ -113,6 +112,21 @@ class EmbeddedStore:
             store.incarnation(),
             "none" if found is None else "found",
         )
+        return store
+
+    @classmethod
+    def assemble(
+        cls,
+        config: StoreConfig,
+        owned: Ownership,
+        folder: DataFolder,
+        core: NativeCore,
+        marks: Marks,
+        body: dict[str, Any],
+    ) -> EmbeddedStore:
+        """A store in a new incarnation, of what a checkpoint held; ``body``: the rest of its manifest."""
+        store = cls.__new__(cls)
+        store._begin(config, owned, folder, core, marks, body)
         return store
 
     def _begin(

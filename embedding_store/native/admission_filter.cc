@@ -48,13 +48,24 @@ void AdmissionFilter::save(uint8_t* image) const {
 }
 
 bool AdmissionFilter::load(const uint8_t* image, uint64_t bytes) {
+  return load_buckets(image, bytes, 0, static_cast<uint32_t>(regions_.size()));
+}
+
+bool AdmissionFilter::load_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end) {
   if (bytes != image_bytes()) return false;
-  for (Region& region : regions_) {
-    std::memcpy(&region, image, sizeof(region));
+  if (!enabled()) return true;
+  if (first > end || end > regions_.size()) return false;
+  const uint8_t* counters = image + regions_.size() * sizeof(Region);
+  const uint64_t of_bucket = uint64_t{2} * lines_ * kLine;
+  for (uint32_t bucket = first; bucket < end; ++bucket) {
+    Region& region = regions_[bucket];
+    std::memcpy(&region, image + bucket * sizeof(region), sizeof(region));
     if (region.current > 1) return false;
-    image += sizeof(region);
   }
-  if (!counters_.empty()) std::memcpy(counters_.data(), image, counters_.size());
+  if (!counters_.empty()) {
+    std::memcpy(counters_.data() + first * of_bucket, counters + first * of_bucket,
+                (end - first) * of_bucket);
+  }
   return true;
 }
 

@@ -31,6 +31,8 @@ class AdmissionFilter {
   uint64_t image_bytes() const { return counters_.size() + sizeof(uint32_t) * 2 * regions_.size(); }
   void save(uint8_t* image) const;
   bool load(const uint8_t* image, uint64_t bytes);
+  // The state of the logical buckets from `first` to before `end` only, out of a whole image.
+  bool load_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end);
 
  private:
   struct Region {

@@ -92,6 +92,9 @@ class Core {
   bool load_filter(int table, const uint8_t* image, uint64_t n) {
     return tables_[table]->load_filter(image, n);
   }
+  bool load_filter_buckets(int table, const uint8_t* image, uint64_t n, uint32_t first, uint32_t end) {
+    return tables_[table]->load_filter_buckets(image, n, first, end);
+  }
   bool load_dense(int dense, const uint8_t* image, uint64_t n) {
     return dense_[dense].parameter.load(image, n);
   }

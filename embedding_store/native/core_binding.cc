@@ -219,6 +219,10 @@ void bind_core(py::module_& m) {
       .def("load_rows", &load_rows, py::arg("table"), py::arg("images"))
       .def("load_filter",
            [](Core& c, int table, const Bytes& b) { return c.load_filter(table, b.data(), b.size()); })
+      .def("load_filter_buckets",
+           [](Core& c, int table, const Bytes& b, uint32_t first, uint32_t end) {
+             return c.load_filter_buckets(table, b.data(), b.size(), first, end);
+           })
       .def("load_dense", [](Core& c, int i, const Bytes& b) { return c.load_dense(i, b.data(), b.size()); })
       .def("table_stats", &table_stats, py::arg("table"));
   py::class_<PushBuilder>(m, "Push")

@@ -70,6 +70,9 @@ class Table {
   // Rows of a checkpoint, into a new table. False if an id comes twice.
   bool load_rows(const uint8_t* images, uint32_t n);
   bool load_filter(const uint8_t* image, uint64_t bytes) { return filter_.load(image, bytes); }
+  bool load_filter_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end) {
+    return filter_.load_buckets(image, bytes, first, end);
+  }
 
  private:
   // Row numbers of up to kBatch ids, kNoRow where there is none; each row's lines are on their way.
