@@ -112,9 +112,9 @@ class StoreServer(flight.FlightServerBase):
         writer.begin(SCHEMA)
         send(writer, answer, answer_arrays)
         seconds = time.perf_counter() - began
-        metrics.seconds.labels(label).observe(seconds)
         if verb == "checkpoint" and "error" not in answer:
             metrics.checkpoint_seconds.observe(seconds)
+        metrics.seconds.labels(label).observe(seconds)
 
 
 class _TokenCheck(flight.ServerMiddlewareFactory):
