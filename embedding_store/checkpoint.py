@@ -89,6 +89,18 @@ def read_newest(
     return None
 
 
+def read_checkpoint(
+    folder: Path, config: StoreConfig, owned: Ownership
+) -> tuple[NativeCore, Marks, dict[str, Any]]:
+    """One checkpoint's content; the folder stays as it is.
+
+    Raises:
+        CheckpointDamaged: it is not whole.
+        ConfigDiffers, WrongShard: it was written with another configuration, or by another shard.
+    """
+    return _read(folder, config, owned)
+
+
 def _row_pieces(core: NativeCore, table: int) -> Iterator[Bytes]:
     step = max(1, PIECE_BYTES // core.raw.row_bytes(table))
     left = core.raw.cut_rows(table)

@@ -146,6 +146,11 @@ class StoreClient:
         """See :meth:`~cuckooflow.embedding_store.api.Store.ack`."""
         self._call("ack", {"consumer": consumer, "version": [version[0], int(version[1])]})
 
+    def rows(self, table: str) -> tuple[Ids, Floats]:
+        """See :meth:`~cuckooflow.embedding_store.store.EmbeddedStore.rows`."""
+        arrays = self._call("rows", {"table": table})[1]
+        return arrays["ids"], arrays["weights"]
+
     def checkpoint(self) -> str:
         """Write a checkpoint into the store's data folder; its name."""
         return str(self._call("checkpoint")[0]["name"])

@@ -50,15 +50,7 @@ class DataFolder:
 
     def shard(self) -> Shard:
         """Which shard of the store lies here; the only one where nothing else was recorded."""
-        file = self.path / "shard.json"
-        if not file.exists():
-            return WHOLE
-        try:
-            return Shard(**json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise CheckpointDamaged(
-                f"{file} is damaged ({error}): expected the shard's number and of. Put a copy back."
-            ) from error
+        return read_shard(self.path)
 
     def claim(self, config: StoreConfig, shard: Shard = WHOLE) -> None:
         """Record the configuration and the shard, or see that they are the recorded ones.
@@ -106,6 +98,23 @@ class DataFolder:
         text = json.dumps(opened, sort_keys=True)
         envelope = json.dumps({"crc32": zlib.crc32(text.encode()), "body": text})
         write_durably(self.path / "logs.json", envelope.encode())
+
+
+def read_shard(path: Path) -> Shard:
+    """Which shard lies in a folder; the only one where nothing else was recorded.
+
+    Raises:
+        CheckpointDamaged: what was recorded cannot be read.
+    """
+    file = path / "shard.json"
+    if not file.exists():
+        return WHOLE
+    try:
+        return Shard(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointDamaged(
+            f"{file} is damaged ({error}): expected the shard's number and of. Put a copy back."
+        ) from error
 
 
 def _differences(here: StoreConfig, given: StoreConfig) -> list[str]:

@@ -14,24 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cuckooflow.embedding_store import _native
 from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.embedding_store.checkpoint import read_newest
-from cuckooflow.embedding_store.checkpoint_files import PIECE_BYTES, Bytes
 from cuckooflow.embedding_store.config_json import config_to_json
 from cuckooflow.embedding_store.data_folder import DataFolder
 from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore, dense_bucket
+from cuckooflow.embedding_store.row_images import cut_images, image_ids
 from cuckooflow.embedding_store.shards import Ownership, Shard, check_shard
 from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.errors import CheckpointDamaged, CheckpointNotFound, ConfigDiffers, SpecError, WrongShard
 
 log = logging.getLogger(__name__)
-
-_ID_BYTES = 8
 
 
 def shard_folder(target: Path, number: int) -> Path:
@@ -172,16 +168,11 @@ def _load_buckets(config: StoreConfig, source: NativeCore, target: NativeCore, f
     source.raw.begin_cut()
     try:
         for table in range(len(config.tables)):
-            row_bytes = source.raw.row_bytes(table)
-            left = source.raw.cut_rows(table)
-            while left:
-                n = min(max(1, PIECE_BYTES // row_bytes), left)
-                images = source.raw.read_cut(table, n).reshape(n, row_bytes)
-                buckets = _native.buckets_of(_ids(images), config.buckets)
+            for images in cut_images(source, table):
+                buckets = _native.buckets_of(image_ids(images), config.buckets)
                 mine = images[(buckets >= first) & (buckets < end)]
-                if not target.raw.load_rows(table, np.ascontiguousarray(mine).reshape(-1)):
+                if not target.raw.load_rows(table, mine.reshape(-1)):
                     raise CheckpointDamaged(f"table {config.tables[table].name!r} holds an id twice")
-                left -= n
             if not target.raw.load_filter_buckets(table, source.raw.cut_filter(table), first, end):
                 raise CheckpointDamaged(
                     f"the filter of table {config.tables[table].name!r} has the wrong size"
@@ -191,11 +182,6 @@ def _load_buckets(config: StoreConfig, source: NativeCore, target: NativeCore, f
                 target.raw.load_dense(i, source.raw.cut_dense(i))
     finally:
         source.raw.end_cut()
-
-
-def _ids(images: Bytes) -> Any:
-    """(n,) uint64 ids of (n, row_bytes) row images, which begin with them."""
-    return np.ascontiguousarray(images[:, :_ID_BYTES]).view(np.uint64).reshape(-1)
 
 
 def _newest(bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:

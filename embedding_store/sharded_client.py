@@ -17,7 +17,6 @@ other, can never be taken for each other. The price: a consumer whose client was
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -32,21 +31,21 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cuckooflow.embedding_store import _native
 from cuckooflow.embedding_store.api import (
     Delta,
     Floats,
     Ids,
     PushAnswer,
     StoreConfig,
-    TableDelta,
     TablePush,
     Version,
 )
 from cuckooflow.embedding_store.client import CALL_S_MAX, RETRY_S, StoreClient
-from cuckooflow.embedding_store.native_core import NativeCore, checked_ids
+from cuckooflow.embedding_store.native_core import checked_ids
 from cuckooflow.embedding_store.security import ClientSecurity
-from cuckooflow.embedding_store.shards import Ownership, Shard, bucket_owners
+from cuckooflow.embedding_store.shard_layout import Dealt, Layout
+from cuckooflow.embedding_store.shard_merging import joined, lowest, summed
+from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.errors import (
     ConfigDiffers,
     CuckooflowError,
@@ -101,7 +100,7 @@ class ShardedClient:
         self._token = secrets.token_hex(4)
         self._counter = itertools.count(1)
         self._lock = threading.Lock()
-        self._layout: _Layout | None = None
+        self._layout: Layout | None = None
         self._consumers: dict[str, _Consumer] = {}
         self._closed = False
 
@@ -234,9 +233,9 @@ class ShardedClient:
         return Delta(
             version=version,
             base=None if base is None else base.version,
-            tables={name: _joined([part.tables[name] for part in parts]) for name in parts[0].tables},
+            tables={name: joined([part.tables[name] for part in parts]) for name in parts[0].tables},
             dense=self._known().in_order(_merged(part.dense for part in parts)),
-            marks=_lowest([part.marks for part in parts]),
+            marks=lowest([part.marks for part in parts]),
         )
 
     def ack(self, consumer: str, version: Version) -> None:
@@ -264,6 +263,11 @@ class ShardedClient:
             known.acknowledge(given)
         self._on(range(self._of), lambda i, client: client.ack(consumer, given.shards[i]))
 
+    def rows(self, table: str) -> tuple[Ids, Floats]:
+        """All rows of a table, (n,) ids and (n, dim) weights; those of one shard are of one moment."""
+        ids, weights = zip(*self._on_all(lambda client: client.rows(table)), strict=True)
+        return np.concatenate(ids), np.concatenate(weights)
+
     def checkpoint(self) -> str:
         """Write a checkpoint on every shard, at once; their names, in the order of the shards."""
         return " ".join(self._on_all(lambda client: client.checkpoint()))
@@ -281,7 +285,7 @@ class ShardedClient:
             "incarnation": _whole(str(stats["incarnation"]) for stats in shards),
             "pushes_applied": min(applied),
             "event_time_us": max(times, default=None),  # type: ignore[type-var]
-            "tables": {name: _summed([of[name] for of in tables]) for name in tables[0]},
+            "tables": {name: summed([of[name] for of in tables]) for name in tables[0]},
             "shards": shards,
         }
 
@@ -294,7 +298,7 @@ class ShardedClient:
 
     # --- which shard has what ---------------------------------------------------------------------
 
-    def _known(self) -> _Layout:
+    def _known(self) -> Layout:
         if self._layout is None:
             configs = self._on_all(lambda client: client.config)
             shards = self._on_all(lambda client: client.shard())
@@ -309,17 +313,17 @@ class ShardedClient:
                         f"expected one configuration over all shards, received another from {self._name(i)} than "
                         f"from {self._name(0)}. Name shards of one store."
                     )
-            self._layout = _Layout(configs[0], self._of)
+            self._layout = Layout(configs[0], self._of)
         return self._layout
 
-    def _deal(self, ids: Mapping[str, Ids]) -> dict[str, _Dealt]:
+    def _deal(self, ids: Mapping[str, Ids]) -> dict[str, Dealt]:
         layout = self._known()
         for name in ids:
             layout.checker.number(name)
         return {name: layout.deal(checked_ids(name, values)) for name, values in ids.items()}
 
     def _gathered(
-        self, dealt: Mapping[str, _Dealt], answers: Mapping[int, Mapping[str, Floats]]
+        self, dealt: Mapping[str, Dealt], answers: Mapping[int, Mapping[str, Floats]]
     ) -> dict[str, Floats]:
         checker = self._known().checker
         found = {}
@@ -380,40 +384,6 @@ class ShardedClient:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dealt:
-    """One table's ids by shard: the ids, and their places in what was asked."""
-
-    ids: list[Ids]
-    places: list[npt.NDArray[np.intp]]
-
-
-class _Layout:
-    """What the shards have in common, and who owns what."""
-
-    def __init__(self, config: StoreConfig, of: int) -> None:
-        self.config = config
-        self.owned = [Ownership(config, Shard(i, of)) for i in range(of)]
-        self._owners = bucket_owners(config.buckets, of)
-        # Checks pushes as a shard would; it holds no row and needs no memory for admission.
-        self.checker = NativeCore(
-            [dataclasses.replace(table, admission=1, slot_admission={}) for table in config.tables],
-            config.dense,
-            config.buckets,
-        )
-
-    def deal(self, ids: Ids) -> _Dealt:
-        of = len(self.owned)
-        shards = self._owners[_native.buckets_of(ids, self.config.buckets)]
-        order = np.argsort(shards, kind="stable")
-        places = np.split(order, np.cumsum(np.bincount(shards, minlength=of))[:-1])
-        return _Dealt([ids[at] for at in places], places)
-
-    def in_order(self, dense: Mapping[str, Floats]) -> dict[str, Floats]:
-        """As the configuration lists them, whoever answered first."""
-        return {parameter.name: dense[parameter.name] for parameter in self.config.dense}
-
-
-@dataclasses.dataclass(frozen=True)
 class _Given:
     """A version of the whole, and the versions of the shards that it stands for."""
 
@@ -442,7 +412,7 @@ def _whole(incarnations: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(incarnations).encode()).hexdigest()[:16]
 
 
-def _of_shard(dealt: Mapping[str, _Dealt], i: int) -> dict[str, Ids]:
+def _of_shard(dealt: Mapping[str, Dealt], i: int) -> dict[str, Ids]:
     return {name: of.ids[i] for name, of in dealt.items()}
 
 
@@ -452,37 +422,3 @@ def _taken(counts: npt.NDArray[np.uint32] | None, places: npt.NDArray[np.intp]) 
 
 def _merged(parts: Iterable[Mapping[str, Floats]]) -> dict[str, Floats]:
     return {name: value for part in parts for name, value in part.items()}
-
-
-def _joined(parts: Sequence[TableDelta]) -> TableDelta:
-    names = [field.name for field in dataclasses.fields(TableDelta)]
-    return TableDelta(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-
-def _lowest(parts: Sequence[Mapping[str, Mapping[int, Position]]]) -> dict[str, dict[int, Position]]:
-    """The lowest mark of any shard, of partitions that all of them have opened."""
-    logs = [log for log in parts[0] if all(log in part for part in parts)]
-    return {
-        log: {
-            partition: min(part[log][partition] for part in parts)
-            for partition in parts[0][log]
-            if all(partition in part[log] for part in parts)
-        }
-        for log in logs
-    }
-
-
-def _summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Statistics of one table over shards: numbers summed, nested ones likewise, load factor over all."""
-    out: dict[str, Any] = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        values = [part[name] for part in parts if name in part]
-        if all(isinstance(value, Mapping) for value in values):
-            out[name] = _summed(values)
-        else:
-            with contextlib.suppress(TypeError):  # a word is not summed; it stands with each shard
-                out[name] = sum(values)
-    if "load_factor" in out and "rows" in out:
-        capacity = sum(part["rows"] / part["load_factor"] for part in parts if part["load_factor"])
-        out["load_factor"] = out["rows"] / capacity if capacity else 0.0
-    return out

@@ -27,6 +27,7 @@ from cuckooflow.embedding_store.consumers import DeltaConsumers
 from cuckooflow.embedding_store.data_folder import DataFolder
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
+from cuckooflow.embedding_store.row_images import table_rows
 from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
 from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
@@ -300,6 +301,19 @@ class EmbeddedStore:
             name = write_checkpoint(self._folder.path, self._config, self._core, begin_cut)
             self._changes_in_checkpoint = changes
             return name
+
+    def rows(self, table: str) -> tuple[Ids, Floats]:
+        """All rows of a table, (n,) ids and (n, dim) weights, of one moment; takes the memory of a copy.
+
+        Raises:
+            UnknownTable.
+        """
+        number = self._core.number(table)
+        with self._checkpoint_lock:
+            pieces = list(table_rows(self._core, number))
+        empty = np.empty(0, np.uint64), np.empty((0, self._config.tables[number].dim), np.float32)
+        ids, weights = zip(empty, *pieces, strict=True)
+        return np.concatenate(ids), np.concatenate(weights)
 
     def changed_since_checkpoint(self) -> bool:
         """Whether a push was applied that the newest checkpoint does not hold, or there is none."""

@@ -32,6 +32,8 @@ class ServedStore(Store, Protocol):
     @property
     def shard(self) -> Shard: ...
 
+    def rows(self, table: str) -> tuple[Ids, Floats]: ...
+
 
 Message = tuple[dict[str, Any], dict[str, Array]]
 
@@ -147,6 +149,11 @@ def _push(store: ServedStore, head: dict[str, Any], arrays: dict[str, Array]) ->
     return {"answer": list(store.push(*unpack_push(head, arrays)))}, {}
 
 
+def _rows(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
+    ids, weights = store.rows(head["table"])
+    return {}, {"ids": ids, "weights": weights}
+
+
 def _open_log(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
     starts = {int(partition): Position(*start) for partition, start in head["starts"].items()}
     store.open_log(head["log"], head["incarnation"], starts)
@@ -181,6 +188,7 @@ _VERBS: dict[str, Callable[[ServedStore, dict[str, Any], dict[str, Array]], Mess
     "delta": lambda store, head, _: pack_delta(store.delta(head["consumer"], head["full"])),
     "ack": _ack,
     "checkpoint": _answer("name", lambda store, _: store.checkpoint()),
+    "rows": _rows,
     "stats": _answer("stats", lambda store, _: store.stats()),
 }
 
