@@ -22,7 +22,7 @@ from cuckooflow.embedding_store.api import Floats, Ids
 from cuckooflow.embedding_store.client import StoreClient, connect
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.inspection import CheckpointRows, verify
-from cuckooflow.embedding_store.resharding import reshard, shard_folder
+from cuckooflow.embedding_store.resharding import reshard
 from cuckooflow.embedding_store.security import ServerSecurity
 from cuckooflow.embedding_store.sharded_client import ShardedClient
 from cuckooflow.embedding_store.shards import Shard
@@ -52,7 +52,9 @@ def serve_command(
         Path | None, typer.Argument(metavar="[JOB.YAML]", help="the job spec; or --config and --data")
     ] = None,
     shard: Annotated[int, typer.Option(min=0, help="which shard, from 0")] = 0,
-    of: Annotated[int, typer.Option("--of", min=1, help="how many shards")] = 1,
+    of: Annotated[
+        int | None, typer.Option("--of", min=1, help="how many shards; default: the job's, else 1")
+    ] = None,
     listen: Annotated[
         str | None, typer.Option(help="host:port; default: the job's, else 127.0.0.1:0")
     ] = None,
@@ -85,13 +87,15 @@ def serve_command(
 
     interval_s = 60.0
     if spec_file is not None:
-        from cuckooflow.pipelines.options import store_config
+        from cuckooflow.pipelines.options import store_config, store_folder
         from cuckooflow.pipelines.spec_file import load_spec
 
         job = load_spec(spec_file)
         store = store_config(job) if config is None else config_from_json(_text(config))
-        home = job.path(job.store.data)
-        data = data or (home if of == 1 else shard_folder(home, shard))
+        of = job.store.shards if of is None else of
+        if of != job.store.shards and data is None:
+            raise SpecError(f"expected --of {job.store.shards}, as store.shards has it, received {of}")
+        data = data or store_folder(job, shard)
         listen = listen or job.store.listen
         interval_s = job.store.checkpoint_interval / 1e6
     elif data is None:
@@ -110,7 +114,7 @@ def serve_command(
         data,
         listen or "127.0.0.1:0",
         interval_s if checkpoint_interval_s is None else checkpoint_interval_s,
-        shard=Shard(shard, of),
+        shard=Shard(shard, of or 1),
         http=http,
         limits=ServerLimits(**{name: value for name, value in given.items() if value is not None}),
         security=ServerSecurity.load(tls_certificate, tls_key, token_file),
@@ -253,15 +257,11 @@ def _store(addresses: list[str] | None, job: Path | None) -> Iterator[StoreClien
 
 
 def _of_job(spec_file: Path) -> list[Path]:
-    """The address files of a job's store: of its only process, or of every shard."""
-    from cuckooflow.pipelines.options import store_address
+    """The address files of a job's store, shard after shard."""
+    from cuckooflow.pipelines.options import store_addresses
     from cuckooflow.pipelines.spec_file import load_spec
 
-    whole = store_address(load_spec(spec_file))
-    shards: list[Path] = []
-    while (folder := shard_folder(whole.parent, len(shards))).is_dir():
-        shards.append(folder / whole.name)
-    return [whole] if whole.exists() or not shards else shards
+    return store_addresses(load_spec(spec_file))
 
 
 # --- how it is shown -------------------------------------------------------------------------------

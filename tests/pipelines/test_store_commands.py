@@ -23,6 +23,8 @@ from cuckooflow.embedding_store.shards import Ownership, Shard
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.pipelines.cli import main
+from cuckooflow.pipelines.options import store_addresses
+from cuckooflow.pipelines.spec_file import load_spec
 
 SPEC = Path(__file__).parent / "job.yaml"
 CONFIG = StoreConfig(
@@ -238,10 +240,10 @@ def test_a_folder_without_a_checkpoint(run, tmp_path):
 def test_serve_as_shards_of_a_job_and_by_folder(cli, tmp_path):
     """Two shards of a job's store and one without a job, ended by SIGTERM with 0."""
     spec = tmp_path / "job.yaml"
-    spec.write_text(SPEC.read_text())
+    spec.write_text(SPEC.read_text().replace("buckets: 8", "buckets: 8, shards: 2"))
     (tmp_path / "config.json").write_text(config_to_json(CONFIG))
     serve = [sys.executable, "-m", "cuckooflow.pipelines.cli", "store", "serve"]
-    commands = [[*serve, str(spec), "--shard", str(i), "--of", "2"] for i in range(2)]
+    commands = [[*serve, str(spec), "--shard", str(i)] for i in range(2)]
     own = [
         "--config",
         str(tmp_path / "config.json"),
@@ -260,8 +262,7 @@ def test_serve_as_shards_of_a_job_and_by_folder(cli, tmp_path):
         client = connect(tmp_path / "own" / "address")
         train(client, IDS[:3])
         client.close()
-        (home,) = {folder.parent for folder in tmp_path.rglob("shard-*")} or {tmp_path / "store"}
-        both = connect([home / f"shard-{i}" / "address" for i in range(2)])
+        both = connect(store_addresses(load_spec(spec)))
         tables = [table.name for table in both.config.tables]
         both.close()
         done = cli("store", "stats", "--job", spec, "--json")

@@ -115,6 +115,7 @@ def reader(path: Path) -> ExamplesReader:
     return ExamplesReader(LocalLog.open(path), dedupe_rows=1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_every_example_counts_once_on_every_shard(
     processes: Processes, examples: Path, prefetch: bool, rng: np.random.Generator
