@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
+import ipaddress
 import json
 import pickle
 import signal
@@ -18,6 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from prometheus_client.parser import text_string_to_metric_families
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig, TablePush
@@ -49,15 +55,33 @@ def push(at: int = 0):
     return range_, {"t": TablePush(IDS, -np.ones((10, 2), np.float32))}, {}, 5_000_000
 
 
+def self_signed() -> tuple[bytes, bytes]:
+    """PEM of a new key and of its certificate for localhost and 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = serialization.PrivateFormat.PKCS8
+    secret = key.private_bytes(pem, private, serialization.NoEncryption())
+    return secret, certificate.public_bytes(pem)
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Path:
     """``key.pem`` and a self-signed ``cert.pem`` for localhost and 127.0.0.1, and ``other.pem`` of another key."""
     folder = tmp_path_factory.mktemp("certificates")
     for name in ("cert", "other"):
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        command += ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", f"{name}.key"]
-        command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-out", f"{name}.pem"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        key, certificate = self_signed()
+        (folder / f"{name}.key").write_bytes(key)
+        (folder / f"{name}.pem").write_bytes(certificate)
     return folder
 
 
