@@ -184,4 +184,16 @@ class LimitExceeded(StoreError):
 
 
 class InsecureListen(StoreError):
-    """The store's process listens on loopback addresses only: its traffic is neither encrypted nor authenticated."""
+    """Other machines could reach the store's process, but its traffic is not encrypted and authenticated."""
+
+
+class WrongShard(StoreError):
+    """Ids, a dense parameter or a folder of another shard. Name all shards of the store, in their order."""
+
+
+class StoreOverloaded(StoreError):
+    """The store has as many calls or connections as it may. Call again later, or use fewer at once."""
+
+
+class Unauthenticated(StoreError):
+    """The store asks for another bearer token than it received. Give the client the store's token."""

@@ -23,7 +23,8 @@ from cuckooflow.embedding_store.checkpoint_files import (
 from cuckooflow.embedding_store.config_json import config_to_json
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
-from cuckooflow.errors import CheckpointDamaged, ConfigDiffers
+from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
+from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, WrongShard
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ def write_checkpoint(
     return name
 
 
-def read_newest(data: Path, config: StoreConfig) -> tuple[NativeCore, Marks, dict[str, Any]] | None:
+def read_newest(
+    data: Path, config: StoreConfig, owned: Ownership
+) -> tuple[NativeCore, Marks, dict[str, Any]] | None:
     """The newest whole checkpoint's content, or None where there is none.
 
     Damaged ones on the way are renamed to ``damaged-...``.
@@ -65,11 +68,12 @@ def read_newest(data: Path, config: StoreConfig) -> tuple[NativeCore, Marks, dic
     Raises:
         CheckpointDamaged: there are checkpoints, but none is whole.
         ConfigDiffers: the checkpoint was written with another configuration.
+        WrongShard: it was written by another shard.
     """
     faults = []
     for _, folder in reversed(checkpoints(data)):
         try:
-            found = _read(folder, config)
+            found = _read(folder, config, owned)
         except CheckpointDamaged as error:
             log.error("event=checkpoint_damaged folder=%s error=%s", folder, error)
             faults.append((folder, error))
@@ -85,6 +89,18 @@ def read_newest(data: Path, config: StoreConfig) -> tuple[NativeCore, Marks, dic
     return None
 
 
+def read_checkpoint(
+    folder: Path, config: StoreConfig, owned: Ownership
+) -> tuple[NativeCore, Marks, dict[str, Any]]:
+    """One checkpoint's content; the folder stays as it is.
+
+    Raises:
+        CheckpointDamaged: it is not whole.
+        ConfigDiffers, WrongShard: it was written with another configuration, or by another shard.
+    """
+    return _read(folder, config, owned)
+
+
 def _row_pieces(core: NativeCore, table: int) -> Iterator[Bytes]:
     step = max(1, PIECE_BYTES // core.raw.row_bytes(table))
     left = core.raw.cut_rows(table)
@@ -94,12 +110,17 @@ def _row_pieces(core: NativeCore, table: int) -> Iterator[Bytes]:
         left -= n
 
 
-def _read(folder: Path, config: StoreConfig) -> tuple[NativeCore, Marks, dict[str, Any]]:
+def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCore, Marks, dict[str, Any]]:
     reader = CheckpointReader(folder)
     if reader.body["config"] != json.loads(config_to_json(config)):
         raise ConfigDiffers(
             f"expected the configuration that {folder} was written with, received another. "
             "Use the old configuration, or another folder."
+        )
+    written_by = Shard(*reader.body.get("shard", WHOLE))
+    if written_by != owned.shard:
+        raise WrongShard(
+            f"expected a checkpoint of {owned.shard}, received {folder}, which is of {written_by}."
         )
     core = NativeCore.of(config)
     for i in range(len(config.tables)):
@@ -118,7 +139,7 @@ def _read(folder: Path, config: StoreConfig) -> tuple[NativeCore, Marks, dict[st
     for i in range(len(config.dense)):
         if not core.raw.load_dense(i, _whole(reader, f"dense-{i}")):
             raise CheckpointDamaged(f"checkpoint {folder} is damaged: dense-{i} has the wrong size")
-    marks = Marks(config.buckets)
+    marks = Marks(owned.buckets)
     marks.load(reader.body["marks"])
     return core, marks, reader.body
 

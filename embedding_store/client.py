@@ -6,18 +6,29 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from cuckooflow.embedding_store.address import Address
-from cuckooflow.embedding_store.api import AnyPush, Delta, Floats, Ids, PushAnswer, StoreConfig, Version
+from cuckooflow.embedding_store.api import (
+    AnyPush,
+    Delta,
+    Floats,
+    Ids,
+    PushAnswer,
+    Store,
+    StoreConfig,
+    Version,
+)
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.kinds_wire import pack_lookup, unpack_rows
+from cuckooflow.embedding_store.security import ClientSecurity
+from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.embedding_store.verbs import pack_push, pushed_answer, unpack_delta
 from cuckooflow.embedding_store.wire import (
     CALL_BYTES_MAX,
@@ -30,7 +41,7 @@ from cuckooflow.embedding_store.wire import (
 )
 from cuckooflow.embedding_store.wire_errors import raise_if_error
 from cuckooflow.embedding_store.wire_names import keyed, unkeyed
-from cuckooflow.errors import StoreUnavailable
+from cuckooflow.errors import StoreOverloaded, StoreUnavailable, Unauthenticated
 from cuckooflow.logs.contract import LogRange, Position
 
 log = logging.getLogger(__name__)
@@ -48,18 +59,27 @@ ANSWER_BYTES_MAX = 16 << 30
 class StoreClient:
     """A store's process, with the answers and the named errors of the embedded form.
 
-    Thread-safe. A call whose connection fails is sent again, with growing pauses, for ``retry_s``; every
-    verb bears that: a push that was applied already is skipped, a delta that got lost comes again.
+    Thread-safe. A call whose connection fails, or that an overloaded store refuses, is sent again, with
+    growing pauses, for ``retry_s``; every verb bears that: a push that was applied already is skipped, a delta that got lost comes again.
 
     Args:
         address: ``host:port``, or the path of the store's address file, which is read again at every
             connection, since a restarted store may have another port.
         retry_s: how long to try before :class:`~cuckooflow.errors.StoreUnavailable`.
         call_s_max: how long one attempt may take.
+        security: root certificate and token; by default what the environment names, see
+            :meth:`~cuckooflow.embedding_store.security.ClientSecurity.load`.
     """
 
-    def __init__(self, address: str | Path, retry_s: float = RETRY_S, call_s_max: float = CALL_S_MAX) -> None:
-        self._address = Address(address)
+    def __init__(
+        self,
+        address: str | Path,
+        retry_s: float = RETRY_S,
+        call_s_max: float = CALL_S_MAX,
+        security: ClientSecurity | None = None,
+    ) -> None:
+        self._security = ClientSecurity.load() if security is None else security
+        self._address = Address(address, self._security)
         self._retry_s = retry_s
         self._call_s_max = call_s_max
         self._lock = threading.Lock()
@@ -73,6 +93,10 @@ class StoreClient:
         if self._config is None:
             self._config = config_from_json(self._call("config")[0]["config"])
         return self._config
+
+    def shard(self) -> Shard:
+        """Which shard of its store the process serves."""
+        return Shard(*self._call("shard")[0]["shard"])
 
     def incarnation(self) -> str:
         """Changes with every creation and every restore."""
@@ -129,6 +153,11 @@ class StoreClient:
         """See :meth:`~cuckooflow.embedding_store.api.Store.ack`."""
         self._call("ack", {"consumer": consumer, "version": [version[0], int(version[1])]})
 
+    def rows(self, table: str) -> tuple[Ids, Floats]:
+        """See :meth:`~cuckooflow.embedding_store.store.EmbeddedStore.rows`."""
+        arrays = self._call("rows", {"table": table})[1]
+        return arrays["ids"], arrays["weights"]
+
     def checkpoint(self) -> str:
         """Write a checkpoint into the store's data folder; its name."""
         return str(self._call("checkpoint")[0]["name"])
@@ -163,9 +192,17 @@ class StoreClient:
             try:
                 connection = self._connect()
                 answer, answer_arrays = self._attempt(connection, verb, head or {}, arrays or {})
-            except (pa.ArrowException, OSError, StoreUnavailable) as error:
-                self._disconnect(connection)
+                raise_if_error(answer)
+            except flight.FlightUnauthenticatedError as error:
+                raise Unauthenticated(
+                    f"the store at {self._address} refused this client's token. Give it the store's."
+                ) from error
+            except (pa.ArrowException, OSError, StoreUnavailable, StoreOverloaded) as error:
+                if not isinstance(error, StoreOverloaded):
+                    self._disconnect(connection)
                 if time.monotonic() + pause > deadline:
+                    if isinstance(error, StoreOverloaded):
+                        raise
                     raise StoreUnavailable(
                         f"the store at {self._address} did not answer {verb!r} within {self._retry_s} s "
                         f"({type(error).__name__}: {error}). See whether its process runs."
@@ -176,13 +213,14 @@ class StoreClient:
                 self._closed.wait(pause)
                 pause = min(2 * pause, BACKOFF_S_MAX)
                 continue
-            raise_if_error(answer)
             return answer, answer_arrays
 
     def _attempt(
         self, connection: Any, verb: str, head: Mapping[str, Any], arrays: Mapping[str, Array]
     ) -> tuple[dict[str, Any], dict[str, Array]]:
-        options = flight.FlightCallOptions(timeout=self._call_s_max)
+        token = self._security.token
+        headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
+        options = flight.FlightCallOptions(timeout=self._call_s_max, headers=headers)
         writer, reader = connection.do_exchange(descriptor(verb), options)
         try:
             writer.begin(SCHEMA)
@@ -198,7 +236,12 @@ class StoreClient:
         with self._lock:
             if self._connection is None:
                 host, port = self._address.now()
-                self._connection = flight.FlightClient(flight.Location.for_grpc_tcp(host, port))
+                roots = self._security.root_certificate
+                if roots is None:
+                    self._connection = flight.FlightClient(flight.Location.for_grpc_tcp(host, port))
+                else:
+                    location = flight.Location.for_grpc_tls(host, port)
+                    self._connection = flight.FlightClient(location, tls_root_certs=roots)
             return self._connection
 
     def _disconnect(self, connection: Any) -> None:
@@ -213,13 +256,36 @@ class StoreClient:
             log.debug("event=close_failed error=%s", error)
 
 
-def connect(address_or_path: str | Path, retry_s: float = RETRY_S) -> StoreClient:
-    """A client of the store at ``host:port``, or at what an address file says.
+@overload
+def connect(
+    address_or_path: str | Path, retry_s: float = RETRY_S, security: ClientSecurity | None = None
+) -> StoreClient: ...
 
-    Connects with the first call.
+
+@overload
+def connect(
+    address_or_path: Sequence[str | Path], retry_s: float = RETRY_S, security: ClientSecurity | None = None
+) -> Store: ...
+
+
+def connect(
+    address_or_path: str | Path | Sequence[str | Path],
+    retry_s: float = RETRY_S,
+    security: ClientSecurity | None = None,
+) -> Store:
+    """A client of the store at ``host:port``, or at what an address file says; of several, shard after shard.
+
+    Connects with the first call. ``security``: see :class:`StoreClient`.
 
     Raises:
-        SpecError: it is neither a path nor ``host:port``.
-        InsecureListen: the host is not this machine.
+        SpecError: it is neither a path nor ``host:port``, or there is none.
+        InsecureListen: the host is not this machine, and TLS or the token is missing.
     """
-    return StoreClient(address_or_path, retry_s)
+    if isinstance(address_or_path, str | Path):
+        return StoreClient(address_or_path, retry_s, security=security)
+    if len(address_or_path) == 1:
+        return StoreClient(address_or_path[0], retry_s, security=security)
+    # It is made of this module's clients.
+    from cuckooflow.embedding_store.sharded_client import ShardedClient
+
+    return ShardedClient(address_or_path, retry_s, security=security)

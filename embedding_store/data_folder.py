@@ -14,7 +14,8 @@ from typing import Any, cast
 from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.embedding_store.config_json import config_from_json, config_to_json
 from cuckooflow.embedding_store.durable import write_durably
-from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, StoreLocked
+from cuckooflow.embedding_store.shards import WHOLE, Shard, check_shard
+from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, StoreLocked, WrongShard
 
 
 class DataFolder:
@@ -47,14 +48,28 @@ class DataFolder:
         file = self.path / "store.json"
         return config_from_json(file.read_text()) if file.exists() else None
 
-    def claim(self, config: StoreConfig) -> None:
-        """Record the configuration, or see that it is the recorded one.
+    def shard(self) -> Shard:
+        """Which shard of the store lies here; the only one where nothing else was recorded."""
+        return read_shard(self.path)
+
+    def claim(self, config: StoreConfig, shard: Shard = WHOLE) -> None:
+        """Record the configuration and the shard, or see that they are the recorded ones.
 
         Raises:
             ConfigDiffers: the folder holds a store of another configuration.
+            WrongShard: it holds another shard.
+            SpecError: a store of this configuration has no such shard.
         """
+        check_shard(shard, config.buckets)
         here = self.config()
+        if here is not None and self.shard() != shard:
+            raise WrongShard(
+                f"expected {self.shard()}, which lies in {self.path}, received {shard}. Use that shard's "
+                "folder, or deal the store out to another number of shards with cuckooflow store reshard."
+            )
         if here is None:
+            # Before the configuration, whose presence says that a store lies here.
+            write_durably(self.path / "shard.json", json.dumps(shard._asdict()).encode())
             write_durably(self.path / "store.json", config_to_json(config).encode())
         elif config_to_json(here) != config_to_json(config):
             raise ConfigDiffers(
@@ -83,6 +98,23 @@ class DataFolder:
         text = json.dumps(opened, sort_keys=True)
         envelope = json.dumps({"crc32": zlib.crc32(text.encode()), "body": text})
         write_durably(self.path / "logs.json", envelope.encode())
+
+
+def read_shard(path: Path) -> Shard:
+    """Which shard lies in a folder; the only one where nothing else was recorded.
+
+    Raises:
+        CheckpointDamaged: what was recorded cannot be read.
+    """
+    file = path / "shard.json"
+    if not file.exists():
+        return WHOLE
+    try:
+        return Shard(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointDamaged(
+            f"{file} is damaged ({error}): expected the shard's number and of. Put a copy back."
+        ) from error
 
 
 def _differences(here: StoreConfig, given: StoreConfig) -> list[str]:

@@ -5,7 +5,7 @@ Not thread-safe: the store's lock makes check and update one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +138,28 @@ class Marks:
         for log, entry in body.items():
             for partition, marks in entry["marks"].items():
                 self._logs[log].partitions[int(partition)][:] = np.array(marks, np.int64)
+
+    def take(self, parts: Sequence[tuple[Marks, slice, slice]]) -> None:
+        """Open what any part has open, and take over marks: (part, which of its buckets, which of these).
+
+        A partition that a part has not opened stands at its start in that part's buckets.
+
+        Raises:
+            WrongIncarnation: the parts have a log open in different incarnations.
+        """
+        for part, _, _ in parts:
+            for log, entry in part._logs.items():
+                missing = self.missing(log, entry.incarnation, entry.starts)
+                self.open(log, entry.incarnation, missing)
+                starts = self._logs[log].starts
+                for partition, start in entry.starts.items():
+                    if start < starts[partition]:
+                        starts[partition] = start
+                        self._logs[log].partitions[partition][:] = start
+        for part, theirs, ours in parts:
+            for log, entry in part._logs.items():
+                for partition, marks in entry.partitions.items():
+                    self._logs[log].partitions[partition][ours] = marks[theirs]
 
     def _partition(self, range_: LogRange) -> npt.NDArray[np.int64]:
         entry = self._logs.get(range_.log)

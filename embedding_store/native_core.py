@@ -76,15 +76,10 @@ class NativeCore:
                 half_lives_us=list(table.half_lives_us),
             )
         for parameter in self.dense:
-            name_hash = _native.hash_strings32(
-                np.array([0, len(parameter.name.encode())], np.int32),
-                np.frombuffer(parameter.name.encode(), np.uint8),
-                0,
-            )
             self.raw.add_dense(
                 optimizer=_optimizer(parameter.optimizer),
                 value=initial_dense(parameter).ravel(),
-                bucket=int(_native.buckets_of(name_hash, buckets)[0]),
+                bucket=dense_bucket(parameter.name, buckets),
             )
 
     @classmethod
@@ -115,9 +110,7 @@ class NativeCore:
         Raises:
             UnknownTable, BadShape.
         """
-        if as_of_us is not None and not isinstance(as_of_us, int | np.integer):
-            for name in as_of_us:
-                self.number(name)
+        self.check_times(ids, as_of_us)
         checked = {name: checked_ids(name, values) for name, values in ids.items()}
         kinds = {name: self.tables[self.number(name)].kind for name in ids}
         embeddings = [name for name in ids if kinds[name] == "embedding"]
@@ -135,6 +128,18 @@ class NativeCore:
         recents = {name: recent_rows(*found[name]) for name in streams if kinds[name] == "recent"}
         weights = dict(zip(embeddings, rows, strict=True))
         return RowsAt(weights, counters, recents, self.shaped(dense) if with_dense else {}), epoch
+
+    def check_times(self, ids: Mapping[str, Ids], as_of_us: AsOf) -> None:
+        """Refuse times of tables that are not there, or that do not fit their ids.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        if as_of_us is not None and not isinstance(as_of_us, int | np.integer):
+            for name in as_of_us:
+                self.number(name)
+            for name, values in ids.items():
+                times_of(name, as_of_us, len(checked_ids(name, values)))
 
     def shaped(self, flat: Sequence[Floats]) -> dict[str, Floats]:
         """Dense parameters by name, in their shapes."""
@@ -247,6 +252,13 @@ class NativeCore:
             )
         shape = self.dense[self.dense_number[name]].shape
         return _checked_floats(name, gradient, shape, "gradients").ravel()
+
+
+def dense_bucket(name: str, buckets: int) -> int:
+    """The logical bucket that a dense parameter belongs to, by its name alone."""
+    raw = name.encode()
+    name_hash = _native.hash_strings32(np.array([0, len(raw)], np.int32), np.frombuffer(raw, np.uint8), 0)
+    return int(_native.buckets_of(name_hash, buckets)[0])
 
 
 def checked_ids(name: str, ids: Ids) -> Ids:

@@ -29,6 +29,8 @@ from cuckooflow.embedding_store.kind_checks import as_kind
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
+from cuckooflow.embedding_store.row_images import table_rows
+from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
 from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
 
@@ -45,6 +47,8 @@ class EmbeddedStore:
         config: tables, dense parameters, logical buckets.
         data: the folder for checkpoints and the logs' start positions; None keeps everything in memory.
             A folder that holds a store already is refused: :func:`open_store` takes either.
+        shard: which part of the store this is; by default the whole. Buckets counted by :class:`PushAnswer`
+            are this part's own.
 
     Raises:
         SpecError: the configuration is wrong.
@@ -66,15 +70,16 @@ class EmbeddedStore:
     True
     """
 
-    def __init__(self, config: StoreConfig, data: Path | None = None) -> None:
+    def __init__(self, config: StoreConfig, data: Path | None = None, shard: Shard = WHOLE) -> None:
         check_config(config)
+        owned = Ownership(config, shard)
         folder = None if data is None else DataFolder(Path(data))
         try:
             if folder is not None:
                 if folder.config() is not None:
                     raise StoreError(f"{folder.path} holds a store already. Open it with open_store.")
-                folder.claim(config)
-            self._begin(config, folder, NativeCore.of(config), Marks(config.buckets), {})
+                folder.claim(config, shard)
+            self._begin(config, owned, folder, NativeCore.of(config), Marks(owned.buckets), {})
         except BaseException:
             if folder is not None:
                 folder.close()
@@ -99,11 +104,11 @@ class EmbeddedStore:
         try:
             config = folder.config()
             assert config is not None
-            found = read_newest(folder.path, config)
-            core, marks, body = found or (NativeCore.of(config), Marks(config.buckets), {})
+            owned = Ownership(config, folder.shard())
+            found = read_newest(folder.path, config, owned)
+            core, marks, body = found or (NativeCore.of(config), Marks(owned.buckets), {})
             marks.restore_opened(folder.opened_logs())
-            store = cls.__new__(cls)
-            store._begin(config, folder, core, marks, body)
+            store = cls.assemble(config, owned, folder, core, marks, body)
         except BaseException:
             folder.close()
             raise
@@ -115,15 +120,32 @@ class EmbeddedStore:
         )
         return store
 
+    @classmethod
+    def assemble(
+        cls,
+        config: StoreConfig,
+        owned: Ownership,
+        folder: DataFolder,
+        core: NativeCore,
+        marks: Marks,
+        body: dict[str, Any],
+    ) -> EmbeddedStore:
+        """A store in a new incarnation, of what a checkpoint held; ``body``: the rest of its manifest."""
+        store = cls.__new__(cls)
+        store._begin(config, owned, folder, core, marks, body)
+        return store
+
     def _begin(
         self,
         config: StoreConfig,
+        owned: Ownership,
         folder: DataFolder | None,
         core: NativeCore,
         marks: Marks,
         body: dict[str, Any],
     ) -> None:
         self._config = config
+        self._owned = owned
         self._folder = folder
         self._core = core
         self._marks = marks
@@ -143,6 +165,11 @@ class EmbeddedStore:
         """As it was created."""
         return self._config
 
+    @property
+    def shard(self) -> Shard:
+        """Which part of the store this is."""
+        return self._owned.shard
+
     def incarnation(self) -> str:
         """Changes with every creation and every restore."""
         return self._incarnation
@@ -155,7 +182,7 @@ class EmbeddedStore:
                 return
             if self._folder is not None:
                 # On disk before in memory: a push can only be accepted where a restart knows the log.
-                recorded = Marks(self._config.buckets)
+                recorded = Marks(self._owned.buckets)
                 recorded.restore_opened(self._marks.opened())
                 recorded.open(log, incarnation, missing)
                 self._folder.record_logs(recorded.opened())
@@ -165,22 +192,27 @@ class EmbeddedStore:
         """Table name -> (n, dim) float32 weights for its (n,) uint64 ids.
 
         Raises:
-            UnknownTable, BadShape.
+            UnknownTable, BadShape, WrongShard.
         """
-        return self._core.lookup(ids)[0]
+        rows = self._core.lookup(ids)[0]
+        self._owned.check_ids(ids)
+        return rows
 
     def dense(self) -> dict[str, Floats]:
-        """All dense parameters."""
-        return self._core.lookup({}, with_dense=True)[1]
+        """All dense parameters; of a shard, its own."""
+        return self._owned.own_dense(self._core.lookup({}, with_dense=True)[1])
 
     def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Rows and all dense parameters, of one moment."""
         rows, dense, _ = self._core.lookup(ids, with_dense=True)
-        return rows, dense
+        self._owned.check_ids(ids)
+        return rows, self._owned.own_dense(dense)
 
     def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
         """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`."""
-        return self._core.lookup_at(ids, as_of_us, with_dense)[0]
+        rows = self._core.lookup_at(ids, as_of_us, with_dense)[0]
+        self._owned.check_ids(ids)
+        return rows._replace(dense=self._owned.own_dense(rows.dense))
 
     def push(
         self,
@@ -191,17 +223,19 @@ class EmbeddedStore:
     ) -> PushAnswer:
         """See :meth:`~cuckooflow.embedding_store.api.Store.push`."""
         prepared = self._core.prepare(tables, dense)
+        self._owned.check_ids({name: push.ids for name, push in tables.items()})
+        self._owned.check_dense(dense)
         with self._lock:
             mask = self._marks.plan(range_)
             applied = int(np.count_nonzero(mask))
             if applied:
                 # An empty push too: it moves the clock.
-                prepared.apply(self._core.raw, mask, event_time_us)
+                prepared.apply(self._core.raw, self._owned.over_all(mask), event_time_us)
                 self._marks.advance(range_, mask)
                 self._event_time_us = max(event_time_us, self._event_time_us or event_time_us)
                 self._pushes_applied += 1
                 self._changes += 1
-        return PushAnswer(applied, self._config.buckets - applied)
+        return PushAnswer(applied, self._owned.buckets - applied)
 
     def marks(self, log: str) -> dict[int, tuple[Position, ...]]:
         """Partition -> the distinct marks over the buckets, ascending. Empty for an unopened log."""
@@ -227,7 +261,7 @@ class EmbeddedStore:
                 table.name: as_kind(table, TableDelta(ids, weights, gone))
                 for table, (ids, weights, gone) in zip(self._config.tables, tables, strict=True)
             },
-            dense=self._core.shaped(dense),
+            dense=self._owned.own_dense(self._core.shaped(dense)),
             marks=marks,
         )
 
@@ -268,6 +302,7 @@ class EmbeddedStore:
                     changes = self._changes
                     return {
                         "marks": self._marks.dump(),
+                        "shard": list(self.shard),
                         "incarnation": self._incarnation,
                         "event_time_us": self._event_time_us,
                         "pushes_applied": self._pushes_applied,
@@ -277,6 +312,19 @@ class EmbeddedStore:
             name = write_checkpoint(self._folder.path, self._config, self._core, begin_cut)
             self._changes_in_checkpoint = changes
             return name
+
+    def rows(self, table: str) -> tuple[Ids, Floats]:
+        """All rows of a table, (n,) ids and (n, dim) weights, of one moment; takes the memory of a copy.
+
+        Raises:
+            UnknownTable.
+        """
+        number = self._core.number(table)
+        with self._checkpoint_lock:
+            pieces = list(table_rows(self._core, number))
+        empty = np.empty(0, np.uint64), np.empty((0, self._config.tables[number].dim), np.float32)
+        ids, weights = zip(empty, *pieces, strict=True)
+        return np.concatenate(ids), np.concatenate(weights)
 
     def changed_since_checkpoint(self) -> bool:
         """Whether a push was applied that the newest checkpoint does not hold, or there is none."""
@@ -301,7 +349,7 @@ class EmbeddedStore:
     def stats(self) -> dict[str, object]:
         """Counts since this incarnation began, and sizes.
 
-        ``incarnation``, ``pushes_applied``, ``event_time_us``, ``tables``: name -> rows, bytes (of rows,
+        ``incarnation``, ``shard``, ``pushes_applied``, ``event_time_us``, ``tables``: name -> rows, bytes (of rows,
         free ones among them, index and filter), load_factor, index_segments, not_admitted (pushed ids that
         were not admitted yet), filter_entries (ids that exact admission counts now), filter_forgotten (counts it
         gave up for want of memory), journal_entries, free_rows (whose memory new rows take first),
@@ -311,6 +359,7 @@ class EmbeddedStore:
         with self._lock:
             return {
                 "incarnation": self._incarnation,
+                "shard": list(self.shard),
                 "pushes_applied": self._pushes_applied,
                 "event_time_us": self._event_time_us,
                 "tables": self._core.stats(),
@@ -324,11 +373,12 @@ class EmbeddedStore:
                 self._folder.close()
 
 
-def open_store(config: StoreConfig, data: Path) -> EmbeddedStore:
+def open_store(config: StoreConfig, data: Path, shard: Shard = WHOLE) -> EmbeddedStore:
     """The store that lies in ``data``, restored, or a new one where there is none.
 
     Raises:
         ConfigDiffers: the folder holds a store of another configuration.
+        WrongShard: the folder holds another shard.
         CheckpointDamaged: there are checkpoints, but none is whole.
         StoreLocked: the folder is in use.
         SpecError: the configuration is wrong.
@@ -336,10 +386,10 @@ def open_store(config: StoreConfig, data: Path) -> EmbeddedStore:
     check_config(config)
     data = Path(data)
     if not (data / "store.json").exists():
-        return EmbeddedStore(config, data)
+        return EmbeddedStore(config, data, shard)
     folder = DataFolder(data)
     try:
-        folder.claim(config)
+        folder.claim(config, shard)
     finally:
         folder.close()
     return EmbeddedStore.restore(data)

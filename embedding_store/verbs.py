@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from cuckooflow.embedding_store.api import (
     AnyPush,
@@ -23,10 +23,21 @@ from cuckooflow.embedding_store.kinds_wire import (
     unpack_lookup,
     unpack_tables,
 )
+from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.embedding_store.wire import Array
 from cuckooflow.embedding_store.wire_names import keyed, unkeyed
 from cuckooflow.errors import StoreError
 from cuckooflow.logs.contract import LogRange, Position
+
+
+class ServedStore(Store, Protocol):
+    """What a store's process serves: a store that knows which shard it is."""
+
+    @property
+    def shard(self) -> Shard: ...
+
+    def rows(self, table: str) -> tuple[Ids, Floats]: ...
+
 
 Message = tuple[dict[str, Any], dict[str, Array]]
 
@@ -108,37 +119,43 @@ def _ids(arrays: dict[str, Array]) -> dict[str, Ids]:
     return unkeyed("ids", arrays)
 
 
-def _pull(store: Store, _: dict[str, Any], arrays: dict[str, Array]) -> Message:
+def _pull(store: ServedStore, _: dict[str, Any], arrays: dict[str, Array]) -> Message:
     rows, dense = store.pull(_ids(arrays))
     return {}, {**keyed("rows", rows), **keyed("dense", dense)}
 
 
-def _push(store: Store, head: dict[str, Any], arrays: dict[str, Array]) -> Message:
+def _push(store: ServedStore, head: dict[str, Any], arrays: dict[str, Array]) -> Message:
     return {"answer": list(store.push(*unpack_push(head, arrays)))}, {}
 
 
-def _open_log(store: Store, head: dict[str, Any], _: dict[str, Array]) -> Message:
+def _rows(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
+    ids, weights = store.rows(head["table"])
+    return {}, {"ids": ids, "weights": weights}
+
+
+def _open_log(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
     starts = {int(partition): Position(*start) for partition, start in head["starts"].items()}
     store.open_log(head["log"], head["incarnation"], starts)
     return {}, {}
 
 
-def _marks(store: Store, head: dict[str, Any], _: dict[str, Array]) -> Message:
+def _marks(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
     marks = store.marks(head["log"])
     return {"marks": {str(partition): [_pair(mark) for mark in of] for partition, of in marks.items()}}, {}
 
 
-def _ack(store: Store, head: dict[str, Any], _: dict[str, Array]) -> Message:
+def _ack(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
     store.ack(head["consumer"], Version(*head["version"]))
     return {}, {}
 
 
-def _answer(name: str, call: Callable[[Store, dict[str, Any]], Any]) -> Callable[..., Message]:
+def _answer(name: str, call: Callable[[ServedStore, dict[str, Any]], Any]) -> Callable[..., Message]:
     return lambda store, head, _: ({name: call(store, head)}, {})
 
 
-_VERBS: dict[str, Callable[[Store, dict[str, Any], dict[str, Array]], Message]] = {
+_VERBS: dict[str, Callable[[ServedStore, dict[str, Any], dict[str, Array]], Message]] = {
     "config": _answer("config", lambda store, _: config_to_json(store.config)),
+    "shard": _answer("shard", lambda store, _: list(store.shard)),
     "incarnation": _answer("incarnation", lambda store, _: store.incarnation()),
     "open_log": _open_log,
     "lookup": lambda store, _, arrays: ({}, keyed("rows", store.lookup(_ids(arrays)))),
@@ -155,11 +172,16 @@ _VERBS: dict[str, Callable[[Store, dict[str, Any], dict[str, Array]], Message]] 
     "ack": _ack,
     "checkpoint": _answer("name", lambda store, _: store.checkpoint()),
     "evict_expired": _answer("evicted", lambda store, _: store.evict_expired()),
+    "rows": _rows,
     "stats": _answer("stats", lambda store, _: store.stats()),
 }
 
 
-def perform(store: Store, verb: str, head: dict[str, Any], arrays: dict[str, Array]) -> Message:
+#: What a store's process can be asked.
+VERBS = frozenset(_VERBS)
+
+
+def perform(store: ServedStore, verb: str, head: dict[str, Any], arrays: dict[str, Array]) -> Message:
     """Do what a call asks of the store; its answer.
 
     Raises:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from cuckooflow import __version__
 from cuckooflow.errors import CuckooflowError, SpecError
-from cuckooflow.pipelines import log_commands
+from cuckooflow.pipelines import log_commands, store_commands
 
 if TYPE_CHECKING:
     from cuckooflow.serving.client import ScorerClient
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
 )
-store_app = typer.Typer(no_args_is_help=True, help="The embedding store.")
-app.add_typer(store_app, name="store")
+app.add_typer(store_commands.app, name="store")
 app.add_typer(log_commands.app, name="log")
 
 SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
@@ -101,22 +100,6 @@ def run(
     if unexpected and not any(arg.startswith("--") and "=" not in arg for arg in context.args):
         raise SpecError(f"expected options for Beam as --name=value, received {' '.join(unexpected)}")
     run_pipeline(pipeline.value, load_spec(spec_file), runner.value, stop_at_end, context.args)
-
-
-@store_app.command("serve")
-def store_serve(spec_file: SpecFile) -> None:
-    """Run the job's embedding store, until SIGTERM; it writes a checkpoint before it ends."""
-    from cuckooflow.embedding_store.server import serve
-    from cuckooflow.pipelines.options import store_config
-    from cuckooflow.pipelines.spec_file import load_spec
-
-    job = load_spec(spec_file)
-    serve(
-        store_config(job),
-        job.path(job.store.data),
-        job.store.listen,
-        checkpoint_interval_s=job.store.checkpoint_interval / 1e6,
-    )
 
 
 @app.command()

@@ -158,18 +158,22 @@ class TrainingSpec(Section):
 
 
 class StoreSpec(Section):
-    """The embedding store's process.
+    """The embedding store's process, or its shards'.
 
     Attributes:
         listen: address, loopback only; port 0 takes a free one, which ``address`` in its data folder tells.
         data: folder of its checkpoints, relative to ``dir``.
-        buckets: logical buckets of ids, fixed at creation, default 64.
+            Of several shards, each has a folder of its own in it, ``shard-0``, ``shard-1``...
+        shards: processes that the store is dealt out to, default 1; each takes a port of its own. To change
+            it later: ``cuckooflow store reshard``.
+        buckets: logical buckets of ids, fixed at creation, default 64; at least as many as shards.
         checkpoint_interval: default 30 s. Costs writing; what was lost since is trained again from
             the examples log.
     """
 
     listen: str = Field(default="127.0.0.1:0", pattern=r"^.+:\d{1,5}$")
     data: Path = Path("store")
+    shards: int = Field(default=1, ge=1, le=64)
     buckets: int = Field(default=64, ge=1, le=4096)
     checkpoint_interval: DurationUs = 30_000_000
 

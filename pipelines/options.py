@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cuckooflow.embedding_store.api import StoreConfig
+from cuckooflow.embedding_store.resharding import shard_folder
 from cuckooflow.models import registry
 from cuckooflow.models.base import Model
 from cuckooflow.pipelines.job_spec import JobSpec
@@ -95,9 +96,15 @@ def correction(job: JobSpec) -> Correction:
     return job.negative_sampling.correction if job.negative_sampling.rate < 1 else "none"
 
 
-def store_address(job: JobSpec) -> Path:
-    """The file that tells where the job's store listens."""
-    return job.path(job.store.data) / "address"
+def store_folder(job: JobSpec, shard: int = 0) -> Path:
+    """The data folder of the job's store, or of one of its shards."""
+    home = job.path(job.store.data)
+    return home if job.store.shards == 1 else shard_folder(home, shard)
+
+
+def store_addresses(job: JobSpec) -> list[Path]:
+    """The files that tell where the job's store listens, shard after shard."""
+    return [store_folder(job, shard) / "address" for shard in range(job.store.shards)]
 
 
 def snapshot_options(job: JobSpec) -> SnapshotOptions:

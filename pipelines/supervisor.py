@@ -23,6 +23,7 @@ from pathlib import Path
 from cuckooflow.errors import CuckooflowError
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.options import store_addresses
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Supervisor:
         spec_file: the job's YAML file, which each child reads for itself.
         job: the same, loaded.
         on_event: told of every start, end and restart, one line each; called from the supervising thread.
-        roles: which processes to run, default all.
+        roles: which processes to run, default all; a store of several shards is ``store-0``, ``store-1``...
 
     Thread-safe. Use as a context manager, or call :meth:`stop` in the end.
     """
@@ -71,7 +72,11 @@ class Supervisor:
         self._job = job
         self._on_event = on_event
         self._folder = job.dir / "processes"
-        self._children = {role: _Child(role, _command(role, spec_file)) for role in roles}
+        self._children = {
+            name: _Child(name, _command(role, spec_file, words))
+            for role in roles
+            for name, words in _processes(role, job)
+        }
         self._stopping = threading.Event()
         self._failed: str | None = None
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
@@ -82,7 +87,7 @@ class Supervisor:
         self._folder.mkdir(parents=True, exist_ok=True)
         for log in (self._job.logs.impressions, self._job.logs.actions):
             LocalLog.create(self._job.path(log.path), log.partitions, exist_ok=True)
-        for address in address_files(self._job):
+        for address in (*store_addresses(self._job), address_files(self._job)[1]):
             address.unlink(missing_ok=True)
         self._thread.start()
 
@@ -95,8 +100,12 @@ class Supervisor:
         deadline = time.monotonic() + timeout_s
         wanted = [
             path
-            for path, role in zip(address_files(self._job), ("store", "serve"), strict=True)
-            if role in self._children
+            for role, paths in (
+                ("store", store_addresses(self._job)),
+                ("serve", [address_files(self._job)[1]]),
+            )
+            for path, (name, _) in zip(paths, _processes(role, self._job), strict=True)
+            if name in self._children
         ]
         while not all(path.exists() for path in wanted):
             self.check()
@@ -231,18 +240,25 @@ class Supervisor:
 
 
 def address_files(job: JobSpec) -> tuple[Path, Path]:
-    """Where the store and the scorer write the address that they listen on."""
-    return job.path(job.store.data) / "address", job.dir / "processes" / "serve.address"
+    """Where the store (of several shards, the first) and the scorer write the address that they listen on."""
+    return store_addresses(job)[0], job.dir / "processes" / "serve.address"
 
 
-def _command(role: str, spec_file: Path) -> list[str]:
+def _processes(role: str, job: JobSpec) -> list[tuple[str, list[str]]]:
+    """The processes of a role: name and further words of the command. One, but for the shards of a store."""
+    if role != "store" or job.store.shards == 1:
+        return [(role, [])]
+    return [(f"store-{shard}", ["--shard", str(shard)]) for shard in range(job.store.shards)]
+
+
+def _command(role: str, spec_file: Path, further: Sequence[str]) -> list[str]:
     words = {
         "store": ["store", "serve"],
         "join": ["run", "join"],
         "train": ["run", "train"],
         "serve": ["serve"],
     }[role]
-    return [sys.executable, "-m", "cuckooflow.pipelines.cli", *words, str(spec_file.resolve())]
+    return [sys.executable, "-m", "cuckooflow.pipelines.cli", *words, str(spec_file.resolve()), *further]
 
 
 def _die_with(parent: int) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from cuckooflow.embedding_store.client import connect
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.join.pipeline import create_missing
-from cuckooflow.pipelines.options import correction, snapshot_options, store_address, training_options
+from cuckooflow.pipelines.options import correction, snapshot_options, store_addresses, training_options
 from cuckooflow.transforms.emit_snapshots import EmitSnapshots
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.front_ends import FrontEnd
@@ -32,7 +32,7 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
     for log in (logs.train_metrics, logs.train_dead_letters):
         create_missing(job, log, "lines")
     examples = job.path(logs.examples.path)
-    open_store = partial(connect, store_address(job))
+    open_store = partial(connect, store_addresses(job))
     store = open_store()
     try:
         marks = store.marks(LocalLog.open(examples).name)

@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ("address", "config_json", "hashing", "store")
+MODULES = ("address", "config_json", "hashing", "shards", "store")
 
 
 @pytest.mark.parametrize("module", MODULES)

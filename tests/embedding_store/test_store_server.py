@@ -22,6 +22,7 @@ from cuckooflow.embedding_store.api import (
 )
 from cuckooflow.embedding_store.client import StoreClient, connect
 from cuckooflow.embedding_store.server import StoreServer, serve
+from cuckooflow.embedding_store.server_limits import ServerLimits
 from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.embedding_store.wire import SCHEMA, descriptor
 from cuckooflow.errors import (
@@ -59,7 +60,7 @@ def embedded():
 
 @pytest.fixture
 def server(embedded):
-    server = StoreServer(embedded, "127.0.0.1:0", call_bytes_max=4 << 20)
+    server = StoreServer(embedded, "127.0.0.1:0", ServerLimits(call_bytes_max=4 << 20))
     yield server
     server.shutdown()
 

@@ -1,0 +1,45 @@
+"""Rows as a cut of the core gives them: images of rows as in memory, see :mod:`~cuckooflow.embedding_store.checkpoint_files`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from cuckooflow.embedding_store.api import Floats, Ids
+from cuckooflow.embedding_store.checkpoint_files import PIECE_BYTES, Bytes
+from cuckooflow.embedding_store.native_core import NativeCore
+
+_ID_BYTES = 8
+_HEADER_BYTES = 16
+
+
+def cut_images(core: NativeCore, table: int) -> Iterator[Bytes]:
+    """(n, row_bytes) pieces of a table, in a cut that the caller has begun; each table once a cut."""
+    row_bytes = core.raw.row_bytes(table)
+    left = core.raw.cut_rows(table)
+    while left:
+        n = min(max(1, PIECE_BYTES // row_bytes), left)
+        yield core.raw.read_cut(table, n).reshape(-1, row_bytes)
+        left -= n
+
+
+def image_ids(images: Bytes) -> Ids:
+    """(n,) ids of (n, row_bytes) images."""
+    return np.ascontiguousarray(images[:, :_ID_BYTES]).view(np.uint64).reshape(-1)
+
+
+def image_weights(images: Bytes, dim: int) -> Floats:
+    """(n, dim) weights of (n, row_bytes) images."""
+    end = _HEADER_BYTES + 4 * dim
+    return np.ascontiguousarray(images[:, _HEADER_BYTES:end]).view(np.float32)
+
+
+def table_rows(core: NativeCore, table: int) -> Iterator[tuple[Ids, Floats]]:
+    """Pieces of (n,) ids and (n, dim) weights of a table, all of one moment; one reader at a time."""
+    core.raw.begin_cut()
+    try:
+        for images in cut_images(core, table):
+            yield image_ids(images), image_weights(images, core.tables[table].dim)
+    finally:
+        core.raw.end_cut()

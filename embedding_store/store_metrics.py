@@ -1,0 +1,109 @@
+"""What a store's process exports to Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cuckooflow.embedding_store.checkpoint_files import checkpoints
+from cuckooflow.embedding_store.server_limits import Turns
+from cuckooflow.embedding_store.store import EmbeddedStore
+
+_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0, 60.0)
+_CHECKPOINT_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class StoreMetrics:
+    """Counters and histograms of one store's process, in a registry of its own. Thread-safe.
+
+    Attributes:
+        registry: what ``GET /metrics`` shows.
+        calls: calls that were answered, by verb.
+        errors: calls that were refused, by verb and error.
+        seconds: from a call's arrival to its answer, its wait for a turn included, by verb.
+        rows: ids in calls, by verb.
+        received, sent: bytes of arrays.
+        checkpoint_seconds: time to write a checkpoint.
+        checkpoints_failed: periodic checkpoints that could not be written.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = Counter("cuckooflow_store_calls", "Calls answered.", ["verb"], registry=self.registry)
+        self.errors = Counter(
+            "cuckooflow_store_errors", "Calls refused.", ["verb", "error"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "cuckooflow_store_call_seconds",
+            "Time to answer.",
+            ["verb"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.rows = Counter("cuckooflow_store_rows", "Ids in calls.", ["verb"], registry=self.registry)
+        self.received = Counter(
+            "cuckooflow_store_received_bytes", "Bytes of arrays received.", registry=self.registry
+        )
+        self.sent = Counter("cuckooflow_store_sent_bytes", "Bytes of arrays sent.", registry=self.registry)
+        self.checkpoint_seconds = Histogram(
+            "cuckooflow_store_checkpoint_seconds",
+            "Time to write one.",
+            buckets=_CHECKPOINT_S,
+            registry=self.registry,
+        )
+        self.checkpoints_failed = Counter(
+            "cuckooflow_store_checkpoints_failed", "Checkpoints that failed.", registry=self.registry
+        )
+
+    def watch(self, store: EmbeddedStore, turns: Turns, data: Path | None) -> None:
+        """Also show what the store holds, as of each scrape."""
+        self.registry.register(_StoreCollector(store, turns, data))
+
+
+class _StoreCollector(Collector):
+    def __init__(self, store: EmbeddedStore, turns: Turns, data: Path | None) -> None:
+        self._store = store
+        self._turns = turns
+        self._data = data
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        stats: Mapping[str, Any] = self._store.stats()
+        yield _gauge("calls_working", "Calls that are worked on.", self._turns.working)
+        yield _gauge("calls_waiting", "Calls that wait for a turn.", self._turns.waiting)
+        yield _gauge("pushes_applied", "Pushes applied, over all incarnations.", stats["pushes_applied"])
+        if stats["event_time_us"] is not None:
+            yield _gauge("event_time_seconds", "Newest event time trained.", stats["event_time_us"] / 1e6)
+        age_s = None if self._data is None else _checkpoint_age_s(self._data)
+        if age_s is not None:
+            yield _gauge("checkpoint_age_seconds", "Since the newest checkpoint was written.", age_s)
+        for name, meaning in (
+            ("rows", "Rows held."),
+            ("bytes", "Bytes of rows, index and filter."),
+            ("load_factor", "Rows over places in the index."),
+            ("not_admitted", "Pushed ids that were not admitted yet."),
+        ):
+            family = GaugeMetricFamily(f"cuckooflow_store_table_{name}", meaning, labels=["table"])
+            for table, of_table in stats["tables"].items():
+                family.add_metric([table], float(of_table[name]))
+            yield family
+
+
+def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"cuckooflow_store_{name}", meaning, float(value))
+
+
+def _checkpoint_age_s(data: Path) -> float | None:
+    found = checkpoints(data)
+    try:
+        return max(0.0, time.time() - (found[-1][1] / "manifest.json").stat().st_mtime) if found else None
+    except OSError:  # pruned since it was listed
+        return None

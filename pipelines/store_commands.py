@@ -1,0 +1,359 @@
+"""``cuckooflow store serve | stats | get | export | verify | reshard``: the embedding store by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cuckooflow.embedding_store import _native
+from cuckooflow.embedding_store.api import Floats, Ids
+from cuckooflow.embedding_store.client import StoreClient, connect
+from cuckooflow.embedding_store.config_json import config_from_json
+from cuckooflow.embedding_store.inspection import CheckpointRows, verify
+from cuckooflow.embedding_store.resharding import reshard
+from cuckooflow.embedding_store.security import ServerSecurity
+from cuckooflow.embedding_store.sharded_client import ShardedClient
+from cuckooflow.embedding_store.shards import Shard
+from cuckooflow.errors import BadShape, SpecError, StoreError
+
+app = typer.Typer(no_args_is_help=True, help="The embedding store: serve, look into, check, deal out.")
+
+Job = Annotated[Path | None, typer.Option("--job", metavar="JOB.YAML", help="the job whose store it is")]
+Addresses = Annotated[
+    list[str] | None,
+    typer.Option("--address", help="host:port or address file; of several shards, once each, in their order"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON value instead of tables")]
+
+#: How long a store that does not answer is asked again.
+_RETRY_S = 5.0
+_ROWS_A_GROUP = 100_000
+
+
+class ExportFormat(StrEnum):
+    PARQUET = "parquet"
+
+
+@app.command("serve")
+def serve_command(
+    spec_file: Annotated[
+        Path | None, typer.Argument(metavar="[JOB.YAML]", help="the job spec; or --config and --data")
+    ] = None,
+    shard: Annotated[int, typer.Option(min=0, help="which shard, from 0")] = 0,
+    of: Annotated[
+        int | None, typer.Option("--of", min=1, help="how many shards; default: the job's, else 1")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port; default: the job's, else 127.0.0.1:0")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="folder of checkpoints; default: the job's, of several shards shard-N in it"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="the store's configuration, JSON; default: the job's, or that in --data"),
+    ] = None,
+    http: Annotated[str | None, typer.Option(help="loopback host:port of /healthz and /metrics")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM; with --tls-key")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="holds the clients' token; or CUCKOOFLOW_STORE_TOKEN does")
+    ] = None,
+    checkpoint_interval_s: Annotated[
+        float | None, typer.Option(min=0.001, help="default: the job's, else 60")
+    ] = None,
+    call_bytes_max: Annotated[int | None, typer.Option(min=1, help="bytes of one call")] = None,
+    rows_max: Annotated[int | None, typer.Option(min=1, help="ids of one call")] = None,
+    calls_max: Annotated[int | None, typer.Option(min=1, help="calls worked on at once")] = None,
+    queue_max: Annotated[int | None, typer.Option(min=0, help="calls that wait")] = None,
+    connections_max: Annotated[int | None, typer.Option(min=1, help="connected clients")] = None,
+) -> None:
+    """Run a store, or one shard of it, until SIGTERM; it writes a checkpoint before it ends."""
+    from cuckooflow.embedding_store.server import read_config, serve
+    from cuckooflow.embedding_store.server_limits import ServerLimits
+
+    interval_s = 60.0
+    if spec_file is not None:
+        from cuckooflow.pipelines.options import store_config, store_folder
+        from cuckooflow.pipelines.spec_file import load_spec
+
+        job = load_spec(spec_file)
+        store = store_config(job) if config is None else config_from_json(_text(config))
+        of = job.store.shards if of is None else of
+        if of != job.store.shards and data is None:
+            raise SpecError(f"expected --of {job.store.shards}, as store.shards has it, received {of}")
+        data = data or store_folder(job, shard)
+        listen = listen or job.store.listen
+        interval_s = job.store.checkpoint_interval / 1e6
+    elif data is None:
+        raise SpecError("expected a job, or --data with --config or a store in it, received neither")
+    else:
+        store = read_config(None, data) if config is None else config_from_json(_text(config))
+    given = {
+        "call_bytes_max": call_bytes_max,
+        "rows_max": rows_max,
+        "calls_max": calls_max,
+        "queue_max": queue_max,
+        "connections_max": connections_max,
+    }
+    serve(
+        store,
+        data,
+        listen or "127.0.0.1:0",
+        interval_s if checkpoint_interval_s is None else checkpoint_interval_s,
+        shard=Shard(shard, of or 1),
+        http=http,
+        limits=ServerLimits(**{name: value for name, value in given.items() if value is not None}),
+        security=ServerSecurity.load(tls_certificate, tls_key, token_file),
+    )
+
+
+@app.command("stats")
+def stats_command(address: Addresses = None, job: Job = None, as_json: AsJson = False) -> None:
+    """Show what a running store holds."""
+    with _store(address, job) as store:
+        stats = store.stats()
+    if as_json:
+        print(json.dumps(stats))
+        return
+    console = _console()
+    shards = stats.get("shards")
+    of = f", {len(shards)} shards" if isinstance(shards, list) else ""
+    console.print(
+        f"incarnation {stats['incarnation']}{of}, {stats['pushes_applied']} pushes applied, newest event time "
+        f"{_time(stats['event_time_us'])}"
+    )
+    _show_tables(console, "table", _mapping(stats["tables"]))
+    if isinstance(shards, list):
+        by_shard = {
+            f"{number} {name}": of_table
+            for number, shard in enumerate(shards)
+            for name, of_table in _mapping(shard["tables"]).items()
+        }
+        _show_tables(console, "shard and table", by_shard)
+
+
+@app.command("get")
+def get_command(
+    id_text: Annotated[str, typer.Argument(metavar="ID", help="decimal, or hexadecimal with 0x")],
+    address: Addresses = None,
+    job: Job = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the weights of an id in every table of a running store."""
+    ids = np.array([_id(id_text)], np.uint64)
+    with _store(address, job) as store:
+        tables = store.config.tables
+        rows = store.lookup({table.name: ids for table in tables})
+    found = {}
+    for table in tables:
+        weights = rows[table.name][0]
+        initial = _native.initial_values(ids, table.dim, table.seed, table.init_stddev)[0]
+        found[table.name] = {
+            "trained": not np.array_equal(weights, initial),
+            "weights": [float(weight) for weight in weights],
+        }
+    if as_json:
+        print(json.dumps({"id": int(ids[0]), "tables": found}))
+        return
+    shown = Table(
+        "table", "trained", "weights", title=f"id {ids[0]} ({int(ids[0]):#x})", title_justify="left"
+    )
+    for name, entry in found.items():
+        weights = " ".join(f"{weight:.6g}" for weight in entry["weights"])  # type: ignore[attr-defined]
+        shown.add_row(name, "yes" if entry["trained"] else "no, initial values", weights)
+    _console().print(shown)
+
+
+@app.command("export")
+def export_command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder that gets TABLE.parquet for each table")],
+    format_: Annotated[ExportFormat, typer.Option("--format")] = ExportFormat.PARQUET,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="a store's folder: its newest whole checkpoint; of shards, once each"),
+    ] = None,
+    address: Addresses = None,
+    job: Job = None,
+) -> None:
+    """Write all rows of a running store, or of a folder's newest checkpoint: ids uint64, weights list<float32>."""
+    del format_  # there is one
+    if data and (address or job):
+        raise SpecError("expected --data, or --address, or --job, received more than one of them")
+    out.mkdir(parents=True, exist_ok=True)
+    if data:
+        checkpoints = [CheckpointRows(folder) for folder in data]
+        for table in checkpoints[0].config.tables:
+            rows = (piece for found in checkpoints for piece in found.pieces(table.name))
+            _write_parquet(out, table.name, table.dim, rows)
+        return
+    with _store(address, job) as store:
+        for table in store.config.tables:
+            ids, weights = store.rows(table.name)
+            _write_parquet(out, table.name, table.dim, _groups(ids, weights))
+
+
+@app.command("verify")
+def verify_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="data folders")],
+    as_json: AsJson = False,
+) -> None:
+    """Check every checkpoint in data folders as a restore would; exit 1 where one is not whole."""
+    found = [(folder, report) for folder in folders for report in verify(folder)]
+    if as_json:
+        print(json.dumps([{"folder": str(folder), **vars(report)} for folder, report in found]))
+    for folder, report in found if not as_json else ():
+        if report.fault is not None:
+            print(f"{folder}/{report.name}: DAMAGED: {report.fault}")
+            continue
+        rows = ", ".join(f"{n} rows in {name}" for name, n in report.rows.items())
+        print(
+            f"{folder}/{report.name}: whole: {rows or 'no tables'}; {report.bytes} bytes, {report.pushes_applied} pushes"
+        )
+    if not found and not as_json:
+        print("no checkpoint yet")
+    if any(report.fault is not None for _, report in found):
+        raise typer.Exit(1)
+
+
+@app.command("reshard")
+def reshard_command(
+    from_: Annotated[list[Path], typer.Option("--from", help="data folder of a shard; once each")],
+    to: Annotated[Path, typer.Option(help="absent or empty; gets shard-0, shard-1...")],
+    of: Annotated[int, typer.Option("--of", min=1, help="how many new shards")],
+) -> None:
+    """Deal the newest checkpoints of all shards out to another number of shards."""
+    for folder in reshard(from_, to, of):
+        print(folder)
+
+
+# --- which store -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _store(addresses: list[str] | None, job: Path | None) -> Iterator[StoreClient | ShardedClient]:
+    if bool(addresses) == (job is not None):
+        raise SpecError("expected --address or --job, one of them: which store?")
+    found = list(addresses or ()) if job is None else [str(path) for path in _of_job(job)]
+    store = connect(found, _RETRY_S)
+    assert isinstance(store, StoreClient | ShardedClient)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _of_job(spec_file: Path) -> list[Path]:
+    """The address files of a job's store, shard after shard."""
+    from cuckooflow.pipelines.options import store_addresses
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    return store_addresses(load_spec(spec_file))
+
+
+# --- how it is shown -------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)
+
+
+def _show_tables(console: Console, what: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Numbers of each table as columns; what is nested (by slot) as a table of its own."""
+    columns = list(
+        dict.fromkeys(
+            key for of in tables.values() for key, value in of.items() if not isinstance(value, Mapping)
+        )
+    )
+    shown = Table(what, *columns)
+    for name, of in tables.items():
+        shown.add_row(name, *(_number(of.get(column)) for column in columns))
+    console.print(shown)
+    for name, of in tables.items():
+        for key, value in of.items():
+            if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
+                _show_tables(console, f"{name} {key}", value)
+
+
+def _number(value: object) -> str:
+    return (
+        f"{value:,.3f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+def _time(time_us: object) -> str:
+    return "none" if not isinstance(time_us, int) else f"{np.datetime64(time_us, 'us')}Z"
+
+
+def _mapping(value: object) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise StoreError(
+            f"expected the statistics of tables, received {value!r}; is the store of another version?"
+        )
+    return value
+
+
+def _id(text: str) -> int:
+    try:
+        id_ = int(text, 16 if text.lower().startswith("0x") else 10)
+    except ValueError:
+        id_ = -1
+    if not 0 <= id_ < 1 << 64:
+        raise SpecError(f"expected an id from 0 to 2^64-1, decimal or as 0x..., received {text!r}")
+    return id_
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise SpecError(
+            f"expected a configuration in {file}, which cannot be read ({error.strerror})"
+        ) from error
+
+
+# --- Parquet ---------------------------------------------------------------------------------------
+
+
+def _groups(ids: Ids, weights: Floats) -> Iterator[tuple[Ids, Floats]]:
+    for start in range(0, len(ids), _ROWS_A_GROUP):
+        yield ids[start : start + _ROWS_A_GROUP], weights[start : start + _ROWS_A_GROUP]
+
+
+def _write_parquet(out: Path, table: str, dim: int, pieces: Iterator[tuple[Ids, Floats]]) -> None:
+    """``TABLE.parquet``, which appears whole."""
+    schema = pa.schema(
+        [pa.field("id", pa.uint64(), False), pa.field("weights", pa.list_(pa.float32()), False)]
+    )
+    path = out / f"{quote(table, safe=' ')}.parquet"
+    beside = path.with_name(f".{path.name}.tmp")
+    count = 0
+    with pq.ParquetWriter(beside, schema) as writer:
+        for ids, weights in pieces:
+            if weights.shape != (len(ids), dim):
+                raise BadShape(
+                    f"table {table!r}: expected weights of {(len(ids), dim)}, received {weights.shape}"
+                )
+            offsets = pa.array(np.arange(0, (len(ids) + 1) * dim, dim, dtype=np.int32))
+            column = pa.ListArray.from_arrays(offsets, pa.array(weights.reshape(-1)))
+            writer.write_batch(pa.record_batch([pa.array(ids), column], schema=schema))
+            count += len(ids)
+    beside.rename(path)
+    print(f"{path}: {count} rows")
