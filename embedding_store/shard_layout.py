@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuckooflow.embedding_store import _native
-from cuckooflow.embedding_store.api import Floats, Ids, StoreConfig
+from cuckooflow.embedding_store.api import Floats, Ids, StoreConfig, TablePush
 from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.embedding_store.shards import Ownership, Shard, bucket_owners
 
@@ -52,3 +52,11 @@ class Layout:
     def in_order(self, dense: Mapping[str, Floats]) -> dict[str, Floats]:
         """As the configuration lists them, whoever answered first."""
         return {parameter.name: dense[parameter.name] for parameter in self.config.dense}
+
+
+def of_places(push: TablePush, places: npt.NDArray[np.intp]) -> TablePush:
+    """The entries of a push at some places: of each of its arrays, which are by entry all of them."""
+    arrays = {field.name: getattr(push, field.name) for field in dataclasses.fields(push)}
+    return dataclasses.replace(
+        push, **{name: array[places] for name, array in arrays.items() if isinstance(array, np.ndarray)}
+    )

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cuckooflow.embedding_store.api import (
     Delta,
@@ -43,7 +42,7 @@ from cuckooflow.embedding_store.api import (
 from cuckooflow.embedding_store.client import CALL_S_MAX, RETRY_S, StoreClient
 from cuckooflow.embedding_store.native_core import checked_ids
 from cuckooflow.embedding_store.security import ClientSecurity
-from cuckooflow.embedding_store.shard_layout import Dealt, Layout
+from cuckooflow.embedding_store.shard_layout import Dealt, Layout, of_places
 from cuckooflow.embedding_store.shard_merging import joined, lowest, summed
 from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.errors import (
@@ -166,13 +165,7 @@ class ShardedClient:
 
         def send(i: int, client: StoreClient) -> PushAnswer:
             own = {
-                name: TablePush(
-                    of.ids[i],
-                    tables[name].gradients[of.places[i]],
-                    _taken(tables[name].counts, of.places[i]),
-                )
-                for name, of in dealt.items()
-                if len(of.ids[i])
+                name: of_places(tables[name], of.places[i]) for name, of in dealt.items() if len(of.ids[i])
             }
             return client.push(range_, own, layout.owned[i].own_dense(dense), event_time_us)
 
@@ -414,10 +407,6 @@ def _whole(incarnations: Iterable[str]) -> str:
 
 def _of_shard(dealt: Mapping[str, Dealt], i: int) -> dict[str, Ids]:
     return {name: of.ids[i] for name, of in dealt.items()}
-
-
-def _taken(counts: npt.NDArray[np.uint32] | None, places: npt.NDArray[np.intp]) -> Any:
-    return None if counts is None else counts[places]
 
 
 def _merged(parts: Iterable[Mapping[str, Floats]]) -> dict[str, Floats]:
