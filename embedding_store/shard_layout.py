@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cuckooflow.embedding_store import _native
-from cuckooflow.embedding_store.api import Floats, Ids, StoreConfig
+from cuckooflow.embedding_store.api import AnyPush, Floats, Ids, StoreConfig
 from cuckooflow.embedding_store.kinds import RowsAt
 from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.embedding_store.shards import Ownership, Shard, bucket_owners
@@ -55,26 +55,26 @@ class Layout:
         """The answers of shards to what was dealt out to them, in the order asked."""
         empty = self.checker.lookup_at({name: np.empty(0, np.uint64) for name in dealt}, None)[0]
 
-        def gather(name: str, blank: Any, of_answer: Callable[[RowsAt], Any]) -> Any:
+        def gather(name: str, blank: Any, parts: Mapping[int, Any]) -> Any:
             rows = np.empty((sum(map(len, dealt[name].ids)), *blank.shape[1:]), blank.dtype)
-            for i, answer in answers.items():
-                rows[dealt[name].places[i]] = of_answer(answer)
+            for i, part in parts.items():
+                rows[dealt[name].places[i]] = part
             return rows
 
         def gather_all(kind: str) -> dict[str, Any]:
-            blanks: Mapping[str, Any] = getattr(empty, kind)
-            return {
-                name: type(blank)(
-                    *(
-                        gather(name, column, lambda a, n=name, k=k: getattr(a, kind)[n][k])
-                        for k, column in enumerate(blank)
-                    )
-                )
-                for name, blank in blanks.items()
-            }
+            found = {}
+            for name, blank in getattr(empty, kind).items():
+                parts = {i: getattr(answer, kind)[name] for i, answer in answers.items()}
+                columns = [
+                    gather(name, column, {i: part[k] for i, part in parts.items()})
+                    for k, column in enumerate(blank)
+                ]
+                found[name] = type(blank)(*columns)
+            return found
 
         weights = {
-            name: gather(name, blank, lambda a, n=name: a.weights[n]) for name, blank in empty.weights.items()
+            name: gather(name, blank, {i: answer.weights[name] for i, answer in answers.items()})
+            for name, blank in empty.weights.items()
         }
         dense = {name: value for answer in answers.values() for name, value in answer.dense.items()}
         return RowsAt(
@@ -84,3 +84,11 @@ class Layout:
     def in_order(self, dense: Mapping[str, Floats]) -> dict[str, Floats]:
         """As the configuration lists them, whoever answered first."""
         return {parameter.name: dense[parameter.name] for parameter in self.config.dense}
+
+
+def of_places(push: AnyPush, places: npt.NDArray[np.intp]) -> AnyPush:
+    """The entries of a push at some places: of each of its arrays, which are by entry all of them."""
+    arrays: dict[str, Any] = {field.name: getattr(push, field.name) for field in dataclasses.fields(push)}
+    taken = {name: array[places] for name, array in arrays.items() if isinstance(array, np.ndarray)}
+    part: AnyPush = dataclasses.replace(push, **taken)  # type: ignore[arg-type]
+    return part

@@ -15,10 +15,11 @@ from cuckooflow.logs.contract import Position
 
 def joined(parts: Sequence[TableDelta]) -> TableDelta:
     """One table's deltas as one; no id is in two of them."""
-    columns: dict[str, Any] = {
-        field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(TableDelta)
-    }
-    return TableDelta(**{name: None if of[0] is None else np.concatenate(of) for name, of in columns.items()})
+    columns: dict[str, Any] = {}
+    for field in dataclasses.fields(TableDelta):
+        of_parts = [getattr(part, field.name) for part in parts]
+        columns[field.name] = None if of_parts[0] is None else np.concatenate(of_parts)
+    return TableDelta(**columns)
 
 
 def lowest(parts: Sequence[Mapping[str, Mapping[int, Position]]]) -> dict[str, dict[int, Position]]:

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cuckooflow.embedding_store.api import (
     AnyPush,
@@ -44,7 +43,7 @@ from cuckooflow.embedding_store.client import CALL_S_MAX, RETRY_S, StoreClient
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.native_core import checked_ids
 from cuckooflow.embedding_store.security import ClientSecurity
-from cuckooflow.embedding_store.shard_layout import Dealt, Layout
+from cuckooflow.embedding_store.shard_layout import Dealt, Layout, of_places
 from cuckooflow.embedding_store.shard_merging import joined, lowest, summed
 from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.errors import (
@@ -184,7 +183,9 @@ class ShardedClient:
         dealt = self._deal({name: push.ids for name, push in tables.items()})
 
         def send(i: int, client: StoreClient) -> PushAnswer:
-            own = {name: _part(tables[name], of.places[i]) for name, of in dealt.items() if len(of.ids[i])}
+            own = {
+                name: of_places(tables[name], of.places[i]) for name, of in dealt.items() if len(of.ids[i])
+            }
             return client.push(range_, own, layout.owned[i].own_dense(dense), event_time_us)
 
         answers = self._on(range(self._of), send).values()
@@ -430,12 +431,6 @@ def _whole(incarnations: Iterable[str]) -> str:
 
 def _of_shard(dealt: Mapping[str, Dealt], i: int) -> dict[str, Ids]:
     return {name: of.ids[i] for name, of in dealt.items()}
-
-
-def _part(push: AnyPush, places: npt.NDArray[np.intp]) -> AnyPush:
-    """The entries of a push at these places, whatever its kind."""
-    columns = {field.name: getattr(push, field.name) for field in dataclasses.fields(push)}
-    return type(push)(**{name: None if of is None else of[places] for name, of in columns.items()})
 
 
 def _merged(parts: Iterable[Mapping[str, Floats]]) -> dict[str, Floats]:

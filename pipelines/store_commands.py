@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -18,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cuckooflow.embedding_store import _native
-from cuckooflow.embedding_store.api import Floats, Ids
+from cuckooflow.embedding_store.api import Floats, Ids, StoreConfig, TableConfig
 from cuckooflow.embedding_store.client import StoreClient, connect
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.inspection import CheckpointRows, verify
+from cuckooflow.embedding_store.kinds import NEVER_US
 from cuckooflow.embedding_store.resharding import reshard
 from cuckooflow.embedding_store.security import ServerSecurity
 from cuckooflow.embedding_store.sharded_client import ShardedClient
@@ -153,28 +155,36 @@ def get_command(
     job: Job = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the weights of an id in every table of a running store."""
+    """Show what every table of a running store holds of an id: weights, sums as of its last event, recent ids."""
     ids = np.array([_id(id_text)], np.uint64)
     with _store(address, job) as store:
         tables = store.config.tables
-        rows = store.lookup({table.name: ids for table in tables})
-    found = {}
+        rows = store.lookup_at({table.name: ids for table in tables})
+    found: dict[str, dict[str, Any]] = {}
     for table in tables:
-        weights = rows[table.name][0]
-        initial = _native.initial_values(ids, table.dim, table.seed, table.init_stddev)[0]
-        found[table.name] = {
-            "trained": not np.array_equal(weights, initial),
-            "weights": [float(weight) for weight in weights],
-        }
+        if table.kind == "counter":
+            counter = rows.counters[table.name]
+            known, values = counter.first_us[0] != NEVER_US, counter.sums[0].tolist()
+        elif table.kind == "recent":
+            recent = rows.recents[table.name]
+            kept = recent.times_us[0] != NEVER_US
+            known, values = bool(kept.any()), recent.values[0][kept].tolist()
+        else:
+            weights = rows.weights[table.name][0]
+            initial = _native.initial_values(ids, table.dim, table.seed, table.init_stddev)[0]
+            known, values = not np.array_equal(weights, initial), weights.tolist()
+        found[table.name] = {"kind": table.kind, "trained": bool(known), "values": values}
     if as_json:
         print(json.dumps({"id": int(ids[0]), "tables": found}))
         return
     shown = Table(
-        "table", "trained", "weights", title=f"id {ids[0]} ({int(ids[0]):#x})", title_justify="left"
+        "table", "kind", "trained", "values", title=f"id {ids[0]} ({int(ids[0]):#x})", title_justify="left"
     )
     for name, entry in found.items():
-        weights = " ".join(f"{weight:.6g}" for weight in entry["weights"])  # type: ignore[attr-defined]
-        shown.add_row(name, "yes" if entry["trained"] else "no, initial values", weights)
+        values = " ".join(
+            f"{value:.6g}" if isinstance(value, float) else str(value) for value in entry["values"]
+        )
+        shown.add_row(name, entry["kind"], "yes" if entry["trained"] else "no, initial values", values)
     _console().print(shown)
 
 
@@ -189,19 +199,22 @@ def export_command(
     address: Addresses = None,
     job: Job = None,
 ) -> None:
-    """Write all rows of a running store, or of a folder's newest checkpoint: ids uint64, weights list<float32>."""
+    """Write all rows of a running store, or of a folder's newest checkpoint: ids uint64, weights list<float32>.
+
+    Of embedding tables; counters and recent ids are not weights, and their tables are named and left out.
+    """
     del format_  # there is one
     if data and (address or job):
         raise SpecError("expected --data, or --address, or --job, received more than one of them")
     out.mkdir(parents=True, exist_ok=True)
     if data:
         checkpoints = [CheckpointRows(folder) for folder in data]
-        for table in checkpoints[0].config.tables:
+        for table in _exported(checkpoints[0].config):
             rows = (piece for found in checkpoints for piece in found.pieces(table.name))
             _write_parquet(out, table.name, table.dim, rows)
         return
     with _store(address, job) as store:
-        for table in store.config.tables:
+        for table in _exported(store.config):
             ids, weights = store.rows(table.name)
             _write_parquet(out, table.name, table.dim, _groups(ids, weights))
 
@@ -271,31 +284,24 @@ def _console() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
-def _show_tables(console: Console, what: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
-    """Numbers of each table as columns; what is nested (by slot) as a table of its own."""
-    columns = list(
-        dict.fromkeys(
-            key for of in tables.values() for key, value in of.items() if not isinstance(value, Mapping)
+def _show_tables(console: Console, head: str, tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each statistic and a column for each table; those of slots come below."""
+    names = dict.fromkeys(name for of in tables.values() for name in of if name != "slots")
+    slots = {int(slot) for of in tables.values() for slot in of.get("slots", {})}
+    shown = Table(head, *tables, box=None, pad_edge=False, header_style="dim")
+    for name in names:
+        shown.add_row(name, *(_figure(of.get(name)) for of in tables.values()))
+    for slot in sorted(slots):
+        shown.add_row(
+            f"rows of slot {slot}", *(_figure(of.get("slots", {}).get(str(slot))) for of in tables.values())
         )
-    )
-    shown = Table(what, *columns)
-    for name, of in tables.items():
-        shown.add_row(name, *(_number(of.get(column)) for column in columns))
     console.print(shown)
-    for name, of in tables.items():
-        for key, value in of.items():
-            if isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values()):
-                _show_tables(console, f"{name} {key}", value)
 
 
-def _number(value: object) -> str:
-    return (
-        f"{value:,.3f}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
+def _figure(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _time(time_us: object) -> str:
@@ -330,6 +336,14 @@ def _text(file: Path) -> str:
 
 
 # --- Parquet ---------------------------------------------------------------------------------------
+
+
+def _exported(config: StoreConfig) -> Iterator[TableConfig]:
+    for table in config.tables:
+        if table.kind == "embedding":
+            yield table
+        else:
+            print(f"{table.name}: left out, it is a {table.kind} table", file=sys.stderr)
 
 
 def _groups(ids: Ids, weights: Floats) -> Iterator[tuple[Ids, Floats]]:

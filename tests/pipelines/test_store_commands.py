@@ -112,15 +112,16 @@ def test_get(run, addresses):
         code, out, _ = run("store", "get", text, *addresses, "--json")
         found = json.loads(out)
         assert (code, found["id"]) == (0, id_)
-        assert found["tables"]["a/b"] == {"trained": True, "weights": [1.0]}
-        assert len(found["tables"]["user"]["weights"]) == 3
+        assert found["tables"]["a/b"] == {"kind": "embedding", "trained": True, "values": [1.0]}
+        assert len(found["tables"]["user"]["values"]) == 3
         assert not found["tables"]["empty"]["trained"]
     code, out, _ = run("store", "get", "0x7", *addresses)
     assert code == 0
     assert "id 7 (0x7)" in out and "no, initial values" in out
     assert json.loads(run("store", "get", "12345", *addresses, "--json")[1])["tables"]["a/b"] == {
+        "kind": "embedding",
         "trained": False,
-        "weights": [0.0],
+        "values": [0.0],
     }
 
 
