@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace cuckooflow {
 
@@ -26,18 +27,22 @@ struct Optimizer {
 
   // One step with gradient g; `step` counts this row's updates from 1. `slots` holds `slots() * n`
   // floats, one whole array after the other.
-  void apply(float* weights, float* slots, const float* g, int64_t n, uint32_t step) const {
+  void apply(float* __restrict weights, float* __restrict slots, const float* __restrict g, int64_t n,
+             uint32_t step) const {
     switch (kind) {
       case OptimizerKind::kSgd:
         for (int64_t i = 0; i < n; ++i) weights[i] -= learning_rate * g[i];
         return;
-      case OptimizerKind::kAdagrad:  // Duchi, Hazan, Singer (2011)
+      case OptimizerKind::kAdagrad: {  // Duchi, Hazan, Singer (2011)
+        const float rate = learning_rate;
         for (int64_t i = 0; i < n; ++i) {
           slots[i] += g[i] * g[i];
-          // A starting accumulator of 0 and a gradient of 0 would divide 0 by 0.
-          if (g[i] != 0.0F) weights[i] -= learning_rate * g[i] / std::sqrt(slots[i]);
+          // A starting accumulator of 0 and a gradient of 0 would divide 0 by 0: the least number there is
+          // takes the root's place. No branch, so that the loop is vectorised.
+          weights[i] -= rate * g[i] / std::max(std::sqrt(slots[i]), std::numeric_limits<float>::min());
         }
         return;
+      }
       case OptimizerKind::kAdam: {  // Kingma and Ba (2015), the end of section 2: epsilon is not corrected
         float* m = slots;
         float* v = slots + n;
