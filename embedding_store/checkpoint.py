@@ -125,13 +125,12 @@ def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCo
     core = NativeCore.of(config)
     for i in range(len(config.tables)):
         row_bytes = core.raw.row_bytes(i)
-        piece_bytes = max(1, PIECE_BYTES // row_bytes) * row_bytes
         # Before the rows: they tell their time by it.
         if reader.body["clocks"][i] is not None:
             core.raw.set_clock(i, reader.body["clocks"][i])
         if reader.size(f"table-{i}.rows") % row_bytes:
             raise CheckpointDamaged(f"checkpoint {folder} is damaged: table-{i}.rows holds part of a row")
-        for piece in reader.pieces(f"table-{i}.rows", piece_bytes):
+        for piece in reader.pieces(f"table-{i}.rows", row_bytes):
             if not core.raw.load_rows(i, piece):
                 raise CheckpointDamaged(f"checkpoint {folder} is damaged: table-{i}.rows holds an id twice")
         if not core.raw.load_filter(i, _whole(reader, f"table-{i}.filter")):
@@ -145,5 +144,5 @@ def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCo
 
 
 def _whole(reader: CheckpointReader, name: str) -> Bytes:
-    pieces = list(reader.pieces(name))
+    pieces = [piece.copy() for piece in reader.pieces(name)]
     return np.concatenate(pieces) if pieces else np.empty(0, np.uint8)

@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from cuckooflow.embedding_store.direct_files import read_pieces, write_pieces
 from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.errors import CheckpointDamaged
 
@@ -59,13 +60,15 @@ class CheckpointWriter:
     def write(self, name: str, pieces: Iterable[Bytes]) -> None:
         """One file, piece by piece."""
         size = crc = 0
-        with (self._folder / name).open("wb") as file:
+
+        def counted() -> Iterator[Bytes]:
+            nonlocal size, crc
             for piece in pieces:
-                file.write(piece.data)
                 crc = zlib.crc32(piece.data, crc)
                 size += piece.nbytes
-            file.flush()
-            os.fsync(file.fileno())
+                yield piece
+
+        write_pieces(self._folder / name, counted())
         self._files[name] = {"bytes": size, "crc32": crc}
 
     def commit(self, body: dict[str, Any]) -> str:
@@ -117,24 +120,25 @@ class CheckpointReader:
             raise self._damaged(f"{name} is not in the manifest")
         return self._files[name]["bytes"]
 
-    def pieces(self, name: str, piece_bytes: int = PIECE_BYTES) -> Iterator[Bytes]:
+    def pieces(self, name: str, unit_bytes: int = 1) -> Iterator[Bytes]:
         """A file's content; the last step raises if the checksum is not the manifest's.
+
+        A piece is whole units of ``unit_bytes``, and is overwritten once the next one was asked for.
 
         Raises:
             CheckpointDamaged: the file is absent, too short, too long or has other bytes.
         """
         left, crc = self.size(name), 0
         try:
-            with (self._folder / name).open("rb") as file:
-                while left:
-                    content = file.read(min(piece_bytes, left))
-                    if not content:
-                        raise self._damaged(f"{name} ends {left} bytes early")
-                    crc = zlib.crc32(content, crc)
-                    left -= len(content)
-                    yield np.frombuffer(content, np.uint8)
-                if file.read(1):
-                    raise self._damaged(f"{name} is longer than its manifest says")
+            path = self._folder / name
+            if path.stat().st_size > left:
+                raise self._damaged(f"{name} is longer than its manifest says")
+            for piece in read_pieces(path, unit_bytes, left):
+                crc = zlib.crc32(piece.data, crc)
+                left -= piece.nbytes
+                yield piece
+            if left:
+                raise self._damaged(f"{name} ends {left} bytes early")
         except OSError as error:
             raise self._damaged(f"{name} cannot be read: {error}") from error
         if crc != self._files[name]["crc32"]:

@@ -1,8 +1,9 @@
 """A call, and its answer, on the wire: a JSON head and named arrays, as one Flight exchange.
 
 Every record batch carries a piece of one array as raw little-endian bytes, so arrays of any dtype share
-one stream and one schema. The head says name, dtype and shape of each array in advance; the receiver
-checks the declared sizes against its bound before it reserves any memory.
+one stream and one schema. The head comes with the first of them, or alone where there are none. It says
+name, dtype and shape of each array in advance; the receiver checks the declared sizes against its bound
+before it reserves any memory.
 """
 
 from __future__ import annotations
@@ -39,14 +40,21 @@ _DTYPES = {
 def send(writer: Any, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Write a head and its arrays; ``writer`` is a Flight stream writer that has begun with :data:`SCHEMA`."""
     declared = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
-    writer.write_metadata(json.dumps({**head, "arrays": declared}, separators=(",", ":")).encode())
+    first: bytes | None = json.dumps({**head, "arrays": declared}, separators=(",", ":")).encode()
     for array in arrays.values():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, len(flat), PIECE_BYTES):
             piece = pa.py_buffer(flat[start : start + PIECE_BYTES])
             # Not pa.array nor to_numpy: their first call imports pandas where it is installed.
             column = pa.Array.from_buffers(pa.uint8(), piece.size, [None, piece])
-            writer.write_batch(pa.RecordBatch.from_arrays([column], schema=SCHEMA))
+            batch = pa.RecordBatch.from_arrays([column], schema=SCHEMA)
+            if first is None:
+                writer.write_batch(batch)
+            else:  # The head travels with the first piece: a message of its own is a wake-up on both sides.
+                writer.write_with_metadata(batch, first)
+                first = None
+    if first is not None:
+        writer.write_metadata(first)
 
 
 def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -56,7 +64,7 @@ def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Arra
         LimitExceeded: the arrays are declared to be larger than ``bytes_max``.
         StoreError: the stream is not of this form.
     """
-    head = _head(reader)
+    head, piece = _head(reader)
     arrays: dict[str, Array] = {}
     sizes = [(name, _DTYPES[dtype], tuple(shape)) for name, dtype, shape in head.pop("arrays")]
     total = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in sizes)
@@ -66,11 +74,12 @@ def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Arra
         flat = array.reshape(-1).view(np.uint8)
         at = 0
         while at < len(flat):
-            piece = _piece(reader, name)
-            if at + len(piece) > len(flat):
+            content = _bytes(_next(reader, name) if piece is None else piece, name)
+            piece = None
+            if at + len(content) > len(flat):
                 raise _malformed(f"array {name!r} is longer than declared")
-            flat[at : at + len(piece)] = piece
-            at += len(piece)
+            flat[at : at + len(content)] = content
+            at += len(content)
         arrays[name] = array
     return head, arrays
 
@@ -102,11 +111,13 @@ def _check_total(total: int, bytes_max: int) -> None:
         )
 
 
-def _head(reader: Any) -> dict[str, Any]:
+def _head(reader: Any) -> tuple[dict[str, Any], Any]:
+    """The head, and the record batch that came with it or None."""
     try:
-        metadata = reader.read_chunk().app_metadata
+        chunk = reader.read_chunk()
     except StopIteration:
         raise _malformed("it ended before its head") from None
+    metadata = chunk.app_metadata
     if metadata is None or metadata.size > HEAD_BYTES_MAX:
         raise _malformed("its head is absent or too long")
     try:
@@ -121,14 +132,17 @@ def _head(reader: Any) -> dict[str, Any]:
                 raise ValueError(f"array {name!r} of {dtype} {shape}")
     except (ValueError, KeyError, TypeError) as error:
         raise _malformed(f"its head cannot be read: {error}") from error
-    return cast(dict[str, Any], head)
+    return cast(dict[str, Any], head), chunk.data
 
 
-def _piece(reader: Any, name: str) -> npt.NDArray[np.uint8]:
+def _next(reader: Any, name: str) -> Any:
     try:
-        batch = reader.read_chunk().data
+        return reader.read_chunk().data
     except StopIteration:
         raise _malformed(f"it ended within array {name!r}") from None
+
+
+def _bytes(batch: Any, name: str) -> npt.NDArray[np.uint8]:
     if batch is None or batch.num_rows == 0:
         raise _malformed(f"a piece of array {name!r} is empty")
     if batch.num_columns != 1 or batch.column(0).type != pa.uint8() or batch.column(0).null_count:

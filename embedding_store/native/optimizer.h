@@ -70,12 +70,14 @@ struct Optimizer {
       case OptimizerKind::kSgd:
         for (int64_t i = 0; i < n; ++i) weights[i] -= learning_rate * g[i];
         return;
-      case OptimizerKind::kAdagrad:  // Duchi, Hazan, Singer (2011)
+      case OptimizerKind::kAdagrad: {  // Duchi, Hazan, Singer (2011)
+        const float rate = learning_rate;
         for (int64_t i = 0; i < n; ++i) {
           slots[i] += g[i] * g[i];
           weights[i] -= learning_rate * g[i] / positive(std::sqrt(slots[i]));
         }
         return;
+      }
       case OptimizerKind::kAdam: {  // Kingma and Ba (2015), the end of section 2: epsilon is not corrected
         float* __restrict m = slots;
         float* __restrict v = slots + n;

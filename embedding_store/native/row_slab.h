@@ -80,6 +80,8 @@ class RowSlab {
   // Asks for the cache lines of a row that hold its header and `floats` floats after it.
   template <bool kWrite>
   void prefetch(uint32_t row, int64_t floats) const {
+    // GCC takes a function that only prefetches for a pure one and drops calls of it; this is an effect.
+    asm volatile("");
     const uint8_t* p = at(row);
     const uint8_t* end = p + sizeof(RowHeader) + sizeof(float) * floats;
     for (p -= reinterpret_cast<uintptr_t>(p) % 64; p < end; p += 64) __builtin_prefetch(p, kWrite ? 1 : 0, 3);

@@ -1,6 +1,7 @@
 #include "table.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 namespace cuckooflow {
@@ -195,6 +196,11 @@ bool Table::load_rows(const uint8_t* images, uint32_t n) {
   for (uint32_t i = 0; i < n; ++i, images += slab_.row_bytes()) {
     RowHeader header;
     std::memcpy(&header, images, sizeof(header));
+    if (i + kBatch < n) {
+      uint64_t ahead;
+      std::memcpy(&ahead, images + kBatch * slab_.row_bytes() + offsetof(RowHeader, id), sizeof(ahead));
+      __builtin_prefetch(&index_.place(ahead).first(), 1);
+    }
     if (header.epoch == RowHeader::kFree || index_.find(header.id) != kNoRow) return false;
     const uint32_t row = slab_.take();
     std::memcpy(slab_.at(row), images, slab_.row_bytes());

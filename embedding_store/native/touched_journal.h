@@ -38,8 +38,9 @@ class TouchedJournal {
   void collect(uint32_t epoch, const RowSlab& slab, std::vector<uint32_t>* rows) const {
     for (const Part& part : parts_) {
       if (part.epoch <= epoch) continue;
-      for (const uint32_t row : part.rows) {
-        if (slab.header(row)->epoch == part.epoch) rows->push_back(row);
+      for (size_t i = 0; i < part.rows.size(); ++i) {
+        if (i + kAhead < part.rows.size()) slab.prefetch<false>(part.rows[i + kAhead], 0);
+        if (slab.header(part.rows[i])->epoch == part.epoch) rows->push_back(part.rows[i]);
       }
     }
   }
@@ -48,6 +49,7 @@ class TouchedJournal {
 
  private:
   static constexpr size_t kSlack = 4096;
+  static constexpr size_t kAhead = 16;  // headers on their way while the journal is read
   struct Part {
     uint32_t epoch;
     std::vector<uint32_t> rows;
