@@ -5,6 +5,10 @@ CRC-32 of the other files), and for each table ``table-N.rows`` (row images as i
 epoch uint32, step uint32, weights and slots float32, padded to 16 bytes; little-endian) and
 ``table-N.filter``, for each dense parameter ``dense-N`` (step uint64, value, slots). Rows carry their
 ids, from which their logical bucket follows, so a checkpoint can be dealt out to another number of shards.
+
+An incremental one (its manifest names a ``base``) holds in ``table-N.rows`` the rows touched since its base,
+and in ``table-N.gone`` the ids, uint64, whose rows are gone since; :mod:`checkpoint_chain` says which stand
+on which.
 """
 
 from __future__ import annotations
@@ -25,8 +29,6 @@ from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.errors import CheckpointDamaged
 
 FORMAT = 1
-#: The newest and the one before it.
-KEPT = 2
 PIECE_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -53,6 +55,12 @@ class CheckpointWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._files: dict[str, dict[str, int]] = {}
+        self.crc32 = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all files written so far."""
+        return sum(file["bytes"] for file in self._files.values())
 
     def write(self, name: str, pieces: Iterable[Bytes]) -> None:
         """One file, piece by piece."""
@@ -70,7 +78,8 @@ class CheckpointWriter:
         """Make the checkpoint durable and visible; its name."""
         body = {**body, "format": FORMAT, "files": self._files}
         text = json.dumps(body, sort_keys=True)
-        envelope = json.dumps({"crc32": zlib.crc32(text.encode()), "body": text})
+        self.crc32 = zlib.crc32(text.encode())
+        envelope = json.dumps({"crc32": self.crc32, "body": text})
         with (self._folder / "manifest.json").open("w") as file:
             file.write(envelope)
             file.flush()
@@ -85,14 +94,6 @@ class CheckpointWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def prune(data: Path) -> None:
-    """Keep the newest checkpoints; remove older ones and what a killed process left half-written."""
-    for _, folder in checkpoints(data)[:-KEPT]:
-        shutil.rmtree(folder)
-    for folder in data.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def set_aside(folder: Path) -> None:
     """Rename a damaged checkpoint, so that it is neither tried again nor counted among those kept."""
     aside = folder.with_name(f"damaged-{folder.name}")
@@ -102,12 +103,17 @@ def set_aside(folder: Path) -> None:
 
 
 class CheckpointReader:
-    """Reads one checkpoint, checking what it reads."""
+    """Reads one checkpoint, checking what it reads. ``crc32``: of its manifest."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = self._folder = folder
+        self.crc32 = 0
         self.body = self._manifest()
         self._files: dict[str, dict[str, int]] = self.body["files"]
+
+    def bytes(self) -> int:
+        """Of all its files."""
+        return sum(file["bytes"] for file in self._files.values())
 
     def size(self, name: str) -> int:
         """The bytes that a file must have."""
@@ -145,6 +151,7 @@ class CheckpointReader:
             if zlib.crc32(text.encode()) != envelope["crc32"]:
                 raise self._damaged("manifest.json has another checksum than it says")
             body = json.loads(text)
+            self.crc32 = envelope["crc32"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(f"manifest.json cannot be read: {error}") from error
         if body.get("format") != FORMAT:

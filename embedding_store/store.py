@@ -22,6 +22,7 @@ from cuckooflow.embedding_store.api import (
     Version,
 )
 from cuckooflow.embedding_store.checkpoint import read_newest, write_checkpoint
+from cuckooflow.embedding_store.checkpoint_chain import CheckpointPolicy, Link
 from cuckooflow.embedding_store.config_json import check_config
 from cuckooflow.embedding_store.consumers import DeltaConsumers
 from cuckooflow.embedding_store.data_folder import DataFolder
@@ -33,6 +34,7 @@ from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
 
 log = logging.getLogger(__name__)
+_DEFAULT_POLICY = CheckpointPolicy()
 
 
 class EmbeddedStore:
@@ -42,6 +44,7 @@ class EmbeddedStore:
         config: tables, dense parameters, logical buckets.
         data: the folder for checkpoints and the logs' start positions; None keeps everything in memory.
             A folder that holds a store already is refused: :func:`open_store` takes either.
+        policy: when checkpoints hold everything and when just what changed.
 
     Raises:
         SpecError: the configuration is wrong.
@@ -63,7 +66,9 @@ class EmbeddedStore:
     True
     """
 
-    def __init__(self, config: StoreConfig, data: Path | None = None) -> None:
+    def __init__(
+        self, config: StoreConfig, data: Path | None = None, policy: CheckpointPolicy = _DEFAULT_POLICY
+    ) -> None:
         check_config(config)
         folder = None if data is None else DataFolder(Path(data))
         try:
@@ -72,13 +77,14 @@ class EmbeddedStore:
                     raise StoreError(f"{folder.path} holds a store already. Open it with open_store.")
                 folder.claim(config)
             self._begin(config, folder, NativeCore.of(config), Marks(config.buckets), {})
+            self._policy = policy
         except BaseException:
             if folder is not None:
                 folder.close()
             raise
 
     @classmethod
-    def restore(cls, data: Path) -> EmbeddedStore:
+    def restore(cls, data: Path, policy: CheckpointPolicy = _DEFAULT_POLICY) -> EmbeddedStore:
         """The store that lies in a folder, from its newest whole checkpoint, in a new incarnation.
 
         Without any checkpoint it is empty and its marks are at the logs' start positions.
@@ -101,6 +107,7 @@ class EmbeddedStore:
             marks.restore_opened(folder.opened_logs())
             store = cls.__new__(cls)
             store._begin(config, folder, core, marks, body)
+            store._policy = policy
         except BaseException:
             folder.close()
             raise
@@ -108,7 +115,7 @@ class EmbeddedStore:
             "event=store_restored data=%s incarnation=%s checkpoint=%s",
             data,
             store.incarnation(),
-            "none" if found is None else "found",
+            "none" if store._newest is None else store._newest.name,
         )
         return store
 
@@ -128,6 +135,8 @@ class EmbeddedStore:
         self._incarnation = secrets.token_hex(8)
         self._event_time_us: int | None = body.get("event_time_us")
         self._pushes_applied: int = body.get("pushes_applied", 0)
+        self._policy = _DEFAULT_POLICY
+        self._newest: Link | None = body.get("link")
         self._changes = 0
         self._changes_in_checkpoint = 0 if body else -1
         # Pushes, marks and consumers; lookups take the core's own lock only.
@@ -259,21 +268,24 @@ class EmbeddedStore:
                 raise StoreError("this store is closed, nothing was written. Open it again with open_store.")
             changes = 0
 
-            def begin_cut() -> dict[str, Any]:
+            def begin_cut(since: int) -> tuple[int, dict[str, Any]]:
                 nonlocal changes
                 with self._lock:
-                    self._core.raw.begin_cut()
+                    epoch = self._core.raw.begin_cut(since)
                     changes = self._changes
-                    return {
+                    return epoch, {
+                        "rows": [table["rows"] for table in self._core.stats().values()],
                         "marks": self._marks.dump(),
                         "incarnation": self._incarnation,
                         "event_time_us": self._event_time_us,
                         "pushes_applied": self._pushes_applied,
                     }
 
-            name = write_checkpoint(self._folder.path, self._config, self._core, begin_cut)
+            self._newest = write_checkpoint(
+                self._folder.path, self._config, self._core, begin_cut, self._newest, self._policy
+            )
             self._changes_in_checkpoint = changes
-            return name
+            return self._newest.name
 
     def changed_since_checkpoint(self) -> bool:
         """Whether a push was applied that the newest checkpoint does not hold, or there is none."""
@@ -298,8 +310,10 @@ class EmbeddedStore:
                 self._folder.close()
 
 
-def open_store(config: StoreConfig, data: Path) -> EmbeddedStore:
+def open_store(config: StoreConfig, data: Path, policy: CheckpointPolicy = _DEFAULT_POLICY) -> EmbeddedStore:
     """The store that lies in ``data``, restored, or a new one where there is none.
+
+    ``policy``: when its checkpoints hold everything and when just what changed.
 
     Raises:
         ConfigDiffers: the folder holds a store of another configuration.
@@ -310,10 +324,10 @@ def open_store(config: StoreConfig, data: Path) -> EmbeddedStore:
     check_config(config)
     data = Path(data)
     if not (data / "store.json").exists():
-        return EmbeddedStore(config, data)
+        return EmbeddedStore(config, data, policy)
     folder = DataFolder(data)
     try:
         folder.claim(config)
     finally:
         folder.close()
-    return EmbeddedStore.restore(data)
+    return EmbeddedStore.restore(data, policy)

@@ -56,15 +56,16 @@ void Core::forget_touched(uint32_t epoch) {
   for (const auto& table : tables_) table->forget_touched(epoch);
 }
 
-void Core::begin_cut() {
+uint32_t Core::begin_cut(int64_t since) {
   const std::unique_lock<FairLock> hold(lock_);
   const uint32_t epoch = epoch_.fetch_add(1, std::memory_order_acq_rel);
-  for (const auto& table : tables_) table->begin_cut(epoch);
+  for (const auto& table : tables_) table->begin_cut(epoch, since);
   cut_dense_.clear();
   for (const DenseEntry& entry : dense_) {
     cut_dense_.emplace_back(entry.parameter.image_bytes());
     entry.parameter.save(cut_dense_.back().data());
   }
+  return epoch;
 }
 
 void Core::end_cut() {
@@ -73,9 +74,9 @@ void Core::end_cut() {
   cut_dense_.clear();
 }
 
-void Core::read_cut(int table, uint32_t n, uint8_t* out) {
+uint32_t Core::read_cut(int table, uint32_t n, uint8_t* out) {
   const std::shared_lock<FairLock> hold(lock_);
-  tables_[table]->read_cut(n, out);
+  return tables_[table]->read_cut(n, out);
 }
 
 Core::TableStats Core::table_stats(int table) {

@@ -94,15 +94,21 @@ class Core {
   Collected collect(uint32_t base, bool all);
   void forget_touched(uint32_t epoch);
 
-  void begin_cut();
+  // Of rows touched after the epoch `since`, or of all where that is negative; the epoch of the cut.
+  uint32_t begin_cut(int64_t since);
   void end_cut();
   uint32_t cut_rows(int table) const { return tables_[table]->cut_rows(); }
-  void read_cut(int table, uint32_t n, uint8_t* out);
+  // Of the next `n` rows those in the cut; how many.
+  uint32_t read_cut(int table, uint32_t n, uint8_t* out);
   const std::vector<uint8_t>& cut_filter(int table) const { return tables_[table]->cut_filter(); }
   const std::vector<uint8_t>& cut_dense(int dense) const { return cut_dense_[dense]; }
 
-  bool load_rows(int table, const uint8_t* images, uint32_t n) {
-    return tables_[table]->load_rows(images, n);
+  bool load_rows(int table, const uint8_t* images, uint32_t n, bool older) {
+    return tables_[table]->load_rows(images, n, older);
+  }
+  void load_gone(int table, const uint64_t* ids, int64_t n) { tables_[table]->load_gone(ids, n); }
+  void end_load() {
+    for (const auto& table : tables_) table->end_load();
   }
   bool load_filter(int table, const uint8_t* image, uint64_t n) {
     return tables_[table]->load_filter(image, n);

@@ -203,10 +203,15 @@ py::tuple collect(Core& core, uint32_t base, bool all) {
 }
 
 Bytes read_cut(Core& core, int table, uint32_t rows) {
-  Bytes out(static_cast<py::ssize_t>(rows * core.table(table).row_bytes()));
+  const size_t row_bytes = core.table(table).row_bytes();
+  Bytes out(static_cast<py::ssize_t>(rows * row_bytes));
   uint8_t* to = out.mutable_data();
-  const py::gil_scoped_release release;
-  core.read_cut(table, rows, to);
+  uint32_t copied = 0;
+  {
+    const py::gil_scoped_release release;
+    copied = core.read_cut(table, rows, to);
+  }
+  if (copied < rows) out.resize({static_cast<py::ssize_t>(copied * row_bytes)});
   return out;
 }
 
@@ -214,11 +219,11 @@ Bytes copy_bytes(const std::vector<uint8_t>& bytes) {
   return Bytes(static_cast<py::ssize_t>(bytes.size()), bytes.data());
 }
 
-bool load_rows(Core& core, int table, const Bytes& images) {
+bool load_rows(Core& core, int table, const Bytes& images, bool older) {
   const auto n = static_cast<uint32_t>(images.size() / core.table(table).row_bytes());
   const uint8_t* from = images.data();
   const py::gil_scoped_release release;
-  return core.load_rows(table, from, n);
+  return core.load_rows(table, from, n, older);
 }
 
 py::dict table_stats(Core& core, int table) {
@@ -264,14 +269,17 @@ void bind_core(py::module_& m) {
       .def("collect", &collect, py::arg("base"), py::arg("all"))
       .def("forget_touched", &Core::forget_touched, py::call_guard<py::gil_scoped_release>())
       .def("epoch", &Core::epoch)
-      .def("begin_cut", &Core::begin_cut, py::call_guard<py::gil_scoped_release>())
+      .def("begin_cut", &Core::begin_cut, py::arg("since") = -1, py::call_guard<py::gil_scoped_release>())
       .def("end_cut", &Core::end_cut, py::call_guard<py::gil_scoped_release>())
       .def("cut_rows", &Core::cut_rows)
       .def("read_cut", &read_cut, py::arg("table"), py::arg("rows"))
       .def("cut_filter", [](const Core& c, int table) { return copy_bytes(c.cut_filter(table)); })
       .def("cut_dense", [](const Core& c, int dense) { return copy_bytes(c.cut_dense(dense)); })
       .def("row_bytes", [](const Core& c, int table) { return c.table(table).row_bytes(); })
-      .def("load_rows", &load_rows, py::arg("table"), py::arg("images"))
+      .def("load_rows", &load_rows, py::arg("table"), py::arg("images"), py::arg("older") = false)
+      .def("load_gone",
+           [](Core& c, int table, const Ids& ids) { c.load_gone(table, ids.data(), ids.size()); })
+      .def("end_load", &Core::end_load)
       .def("load_filter",
            [](Core& c, int table, const Bytes& b) { return c.load_filter(table, b.data(), b.size()); })
       .def("load_dense", [](Core& c, int i, const Bytes& b) { return c.load_dense(i, b.data(), b.size()); })

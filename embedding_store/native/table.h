@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "admission_filter.h"
@@ -71,14 +72,18 @@ class Table {
   void forget_touched(uint32_t epoch) { journal_.drop(epoch); }
   size_t journal_size() const { return journal_.size(); }
 
-  void begin_cut(uint32_t epoch);
+  void begin_cut(uint32_t epoch, int64_t since);
   void end_cut();
   uint32_t cut_rows() const { return cut_ ? cut_->rows() : 0; }
-  void read_cut(uint32_t n, uint8_t* out) { cut_->read(slab_, n, out); }
+  uint32_t read_cut(uint32_t n, uint8_t* out) { return cut_->read(slab_, n, out); }
   const std::vector<uint8_t>& cut_filter() const { return cut_filter_; }
 
-  // Rows of a checkpoint, into a new table. False if an id comes twice.
-  bool load_rows(const uint8_t* images, uint32_t n);
+  // Rows of a checkpoint, into a new table. Of a chain of them the newest comes first; of an `older` one,
+  // rows that are there already, or are gone, are left out. False if an id of the newest comes twice.
+  bool load_rows(const uint8_t* images, uint32_t n, bool older);
+  // Ids whose rows in older checkpoints of the chain do not count any more.
+  void load_gone(const uint64_t* ids, int64_t n) { gone_.insert(ids, ids + n); }
+  void end_load() { gone_ = {}; }
   bool load_filter(const uint8_t* image, uint64_t bytes) { return filter_.load(image, bytes); }
 
  private:
@@ -117,6 +122,7 @@ class Table {
   uint64_t not_admitted_ = 0;
   std::unique_ptr<TableCut> cut_;
   std::vector<uint8_t> cut_filter_;
+  std::unordered_set<uint64_t> gone_;  // while a chain of checkpoints is loaded
 };
 
 }  // namespace cuckooflow
