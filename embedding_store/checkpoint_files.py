@@ -28,7 +28,7 @@ import numpy.typing as npt
 from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.errors import CheckpointDamaged
 
-FORMAT = 1
+FORMAT = 2
 PIECE_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
