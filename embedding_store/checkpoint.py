@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 
 from cuckooflow.embedding_store.api import StoreConfig
+from cuckooflow.embedding_store.checkpoint_chain import (
+    CheckpointPolicy,
+    Link,
+    base_in_manifest,
+    newest_link,
+    prune,
+    read_chain,
+)
 from cuckooflow.embedding_store.checkpoint_files import (
     PIECE_BYTES,
     Bytes,
     CheckpointReader,
     CheckpointWriter,
     checkpoints,
-    prune,
     set_aside,
 )
-from cuckooflow.embedding_store.config_json import config_to_json
+from cuckooflow.embedding_store.config_json import config_to_json, evicts
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
@@ -30,18 +37,33 @@ log = logging.getLogger(__name__)
 
 
 def write_checkpoint(
-    data: Path, config: StoreConfig, core: NativeCore, begin_cut: Callable[[], dict[str, Any]]
-) -> str:
-    """Write the content as it stands when ``begin_cut`` returns; its name.
+    data: Path,
+    config: StoreConfig,
+    core: NativeCore,
+    begin_cut: Callable[[int], tuple[int, dict[str, Any]]],
+    newest: Link | None,
+    policy: CheckpointPolicy,
+) -> Link:
+    """Write the content as it stands when ``begin_cut`` returns: all of it, or what changed since ``newest``.
 
     Args:
-        begin_cut: begins the core's cut and answers the marks of the same moment (and whatever else
-            the manifest shall hold), as JSON. Pushes go on while the files are written.
+        begin_cut: begins the core's cut of the rows touched since an epoch (-1: of all); answers the cut's
+            epoch, and the marks and tables' rows of the same moment (and whatever else the manifest shall
+            hold), as JSON. Pushes go on while the files are written.
+        newest: the checkpoint before, None where there is none.
+        policy: whether this is a full one.
     """
+    full = (
+        newest is None
+        or any(map(evicts, config.tables))  # an incremental one does not say which rows are gone
+        or policy.is_full_due(newest)
+        or not (data / newest.name).is_dir()
+    )
+    base = None if full else newest
     numbers = [number for number, _ in checkpoints(data)]
     writer = CheckpointWriter(data, max(numbers, default=0) + 1)
     try:
-        body = begin_cut()
+        epoch, body = begin_cut(-1 if base is None else base.epoch)
         try:
             for i in range(len(config.tables)):
                 writer.write(f"table-{i}.rows", _row_pieces(core, i))
@@ -50,20 +72,26 @@ def write_checkpoint(
                 writer.write(f"dense-{i}", [core.raw.cut_dense(i)])
         finally:
             core.raw.end_cut()
-        name = writer.commit({**body, "config": json.loads(config_to_json(config))})
+        size = writer.bytes
+        name = writer.commit(
+            {**body, "config": json.loads(config_to_json(config)), "base": base_in_manifest(base)}
+        )
     except BaseException:
         writer.abandon()
         raise
     prune(data)
-    return name
+    if base is None:
+        return Link(name, writer.crc32, epoch, size)
+    return base.next(name, writer.crc32, epoch, size)
 
 
 def read_newest(
     data: Path, config: StoreConfig, owned: Ownership
 ) -> tuple[NativeCore, Marks, dict[str, Any]] | None:
-    """The newest whole checkpoint's content, or None where there is none.
+    """The content of the newest checkpoint whose chain is whole, or None where there is none.
 
-    Damaged ones on the way are renamed to ``damaged-...``.
+    Those on the way are renamed to ``damaged-...``. The manifest's content has the :class:`Link` of what was
+    read under ``link``.
 
     Raises:
         CheckpointDamaged: there are checkpoints, but none is whole.
@@ -111,7 +139,8 @@ def _row_pieces(core: NativeCore, table: int) -> Iterator[Bytes]:
 
 
 def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCore, Marks, dict[str, Any]]:
-    reader = CheckpointReader(folder)
+    chain = read_chain(folder)
+    reader = chain[0]
     if reader.body["config"] != json.loads(config_to_json(config)):
         raise ConfigDiffers(
             f"expected the configuration that {folder} was written with, received another. "
@@ -124,15 +153,18 @@ def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCo
         )
     core = NativeCore.of(config)
     for i in range(len(config.tables)):
-        row_bytes = core.raw.row_bytes(i)
         # Before the rows: they tell their time by it.
         if reader.body["clocks"][i] is not None:
             core.raw.set_clock(i, reader.body["clocks"][i])
-        if reader.size(f"table-{i}.rows") % row_bytes:
-            raise CheckpointDamaged(f"checkpoint {folder} is damaged: table-{i}.rows holds part of a row")
-        for piece in reader.pieces(f"table-{i}.rows", row_bytes):
-            if not core.raw.load_rows(i, piece):
-                raise CheckpointDamaged(f"checkpoint {folder} is damaged: table-{i}.rows holds an id twice")
+        # The newest first: of what older links hold, just what no newer one does is taken.
+        for link in chain:
+            _load_rows(core, i, link, older=link is not reader)
+        loaded = int(core.raw.table_stats(i)["rows"])
+        if loaded != reader.body["rows"][i]:
+            raise CheckpointDamaged(
+                f"checkpoint {folder} is damaged: expected {reader.body['rows'][i]} rows of table {i} in its "
+                f"chain, received {loaded}. Restore an older one."
+            )
         if not core.raw.load_filter(i, _whole(reader, f"table-{i}.filter")):
             raise CheckpointDamaged(f"checkpoint {folder} is damaged: table-{i}.filter has the wrong size")
     for i in range(len(config.dense)):
@@ -140,7 +172,16 @@ def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCo
             raise CheckpointDamaged(f"checkpoint {folder} is damaged: dense-{i} has the wrong size")
     marks = Marks(owned.buckets)
     marks.load(reader.body["marks"])
-    return core, marks, reader.body
+    return core, marks, {**reader.body, "link": newest_link(chain)}
+
+
+def _load_rows(core: NativeCore, table: int, reader: CheckpointReader, older: bool) -> None:
+    name, row_bytes = f"table-{table}.rows", core.raw.row_bytes(table)
+    if reader.size(name) % row_bytes:
+        raise CheckpointDamaged(f"checkpoint {reader.folder} is damaged: {name} holds part of a row")
+    for piece in reader.pieces(name, row_bytes):
+        if not core.raw.load_rows(table, piece, older):
+            raise CheckpointDamaged(f"checkpoint {reader.folder} is damaged: {name} holds an id twice")
 
 
 def _whole(reader: CheckpointReader, name: str) -> Bytes:

@@ -6,6 +6,9 @@ epoch uint32, step uint16, time of last touch uint16 in ticks of the table's clo
 weights and slots float32, padded to 16 bytes; little-endian) and
 ``table-N.filter``, for each dense parameter ``dense-N`` (step uint64, value, slots). Rows carry their
 ids, from which their logical bucket follows, so a checkpoint can be dealt out to another number of shards.
+
+An incremental one (its manifest names a ``base``) holds in ``table-N.rows`` the rows touched since its base;
+:mod:`checkpoint_chain` says which stand on which.
 """
 
 from __future__ import annotations
@@ -26,10 +29,8 @@ from cuckooflow.embedding_store.direct_files import read_pieces, write_pieces
 from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.errors import CheckpointDamaged
 
-#: 2: rows have a time of last touch.
+#: 2: rows have a time of last touch, and a checkpoint may stand on another.
 FORMAT = 2
-#: The newest and the one before it.
-KEPT = 2
 PIECE_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]
@@ -56,6 +57,12 @@ class CheckpointWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._files: dict[str, dict[str, int]] = {}
+        self.crc32 = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all files written so far."""
+        return sum(file["bytes"] for file in self._files.values())
 
     def write(self, name: str, pieces: Iterable[Bytes]) -> None:
         """One file, piece by piece."""
@@ -75,7 +82,8 @@ class CheckpointWriter:
         """Make the checkpoint durable and visible; its name."""
         body = {**body, "format": FORMAT, "files": self._files}
         text = json.dumps(body, sort_keys=True)
-        envelope = json.dumps({"crc32": zlib.crc32(text.encode()), "body": text})
+        self.crc32 = zlib.crc32(text.encode())
+        envelope = json.dumps({"crc32": self.crc32, "body": text})
         with (self._folder / "manifest.json").open("w") as file:
             file.write(envelope)
             file.flush()
@@ -90,14 +98,6 @@ class CheckpointWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def prune(data: Path) -> None:
-    """Keep the newest checkpoints; remove older ones and what a killed process left half-written."""
-    for _, folder in checkpoints(data)[:-KEPT]:
-        shutil.rmtree(folder)
-    for folder in data.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def set_aside(folder: Path) -> None:
     """Rename a damaged checkpoint, so that it is neither tried again nor counted among those kept."""
     aside = folder.with_name(f"damaged-{folder.name}")
@@ -107,12 +107,17 @@ def set_aside(folder: Path) -> None:
 
 
 class CheckpointReader:
-    """Reads one checkpoint, checking what it reads."""
+    """Reads one checkpoint, checking what it reads. ``crc32``: of its manifest."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.crc32 = 0
         self.body = self._manifest()
         self._files: dict[str, dict[str, int]] = self.body["files"]
+
+    def bytes(self) -> int:
+        """Of all its files."""
+        return sum(file["bytes"] for file in self._files.values())
 
     def size(self, name: str) -> int:
         """The bytes that a file must have."""
@@ -130,7 +135,7 @@ class CheckpointReader:
         """
         left, crc = self.size(name), 0
         try:
-            path = self._folder / name
+            path = self.folder / name
             if path.stat().st_size > left:
                 raise self._damaged(f"{name} is longer than its manifest says")
             for piece in read_pieces(path, unit_bytes, left):
@@ -146,11 +151,12 @@ class CheckpointReader:
 
     def _manifest(self) -> dict[str, Any]:
         try:
-            envelope = json.loads((self._folder / "manifest.json").read_text())
+            envelope = json.loads((self.folder / "manifest.json").read_text())
             text = envelope["body"]
             if zlib.crc32(text.encode()) != envelope["crc32"]:
                 raise self._damaged("manifest.json has another checksum than it says")
             body = json.loads(text)
+            self.crc32 = envelope["crc32"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(f"manifest.json cannot be read: {error}") from error
         if body.get("format") != FORMAT:
@@ -158,4 +164,4 @@ class CheckpointReader:
         return cast(dict[str, Any], body)
 
     def _damaged(self, why: str) -> CheckpointDamaged:
-        return CheckpointDamaged(f"checkpoint {self._folder} is damaged: {why}. Restore an older one.")
+        return CheckpointDamaged(f"checkpoint {self.folder} is damaged: {why}. Restore an older one.")

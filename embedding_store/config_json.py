@@ -156,6 +156,12 @@ def _kind_faults(table: TableConfig) -> list[str]:
     return faults
 
 
+def evicts(table: TableConfig) -> bool:
+    """Whether rows of the table may go away."""
+    expires = max(table.ttl_us, *table.slot_ttl_us.values(), 0) > 0
+    return expires or (table.memory_limit_bytes > 0 and table.memory_policy == "evict_least_recent")
+
+
 def filter_bytes(table: TableConfig) -> int:
     """Memory of the table's admission filter: none where every slot admits at once."""
     return table.filter_bytes if max(table.admission, *table.slot_admission.values(), 1) > 1 else 0

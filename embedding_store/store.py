@@ -22,6 +22,7 @@ from cuckooflow.embedding_store.api import (
     Version,
 )
 from cuckooflow.embedding_store.checkpoint import read_newest, write_checkpoint
+from cuckooflow.embedding_store.checkpoint_chain import CheckpointPolicy, Link
 from cuckooflow.embedding_store.config_json import check_config
 from cuckooflow.embedding_store.consumers import DeltaConsumers
 from cuckooflow.embedding_store.data_folder import DataFolder
@@ -35,6 +36,7 @@ from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
 
 log = logging.getLogger(__name__)
+_DEFAULT_POLICY = CheckpointPolicy()
 
 #: Rows that are swept at once, with pushes and lookups waiting: a few milliseconds.
 SWEEP_ROWS = 65_536
@@ -49,6 +51,7 @@ class EmbeddedStore:
             A folder that holds a store already is refused: :func:`open_store` takes either.
         shard: which part of the store this is; by default the whole. Buckets counted by :class:`PushAnswer`
             are this part's own.
+        policy: when checkpoints hold everything and when just what changed.
 
     Raises:
         SpecError: the configuration is wrong.
@@ -70,7 +73,13 @@ class EmbeddedStore:
     True
     """
 
-    def __init__(self, config: StoreConfig, data: Path | None = None, shard: Shard = WHOLE) -> None:
+    def __init__(
+        self,
+        config: StoreConfig,
+        data: Path | None = None,
+        shard: Shard = WHOLE,
+        policy: CheckpointPolicy = _DEFAULT_POLICY,
+    ) -> None:
         check_config(config)
         owned = Ownership(config, shard)
         folder = None if data is None else DataFolder(Path(data))
@@ -80,13 +89,14 @@ class EmbeddedStore:
                     raise StoreError(f"{folder.path} holds a store already. Open it with open_store.")
                 folder.claim(config, shard)
             self._begin(config, owned, folder, NativeCore.of(config), Marks(owned.buckets), {})
+            self._policy = policy
         except BaseException:
             if folder is not None:
                 folder.close()
             raise
 
     @classmethod
-    def restore(cls, data: Path) -> EmbeddedStore:
+    def restore(cls, data: Path, policy: CheckpointPolicy = _DEFAULT_POLICY) -> EmbeddedStore:
         """The store that lies in a folder, from its newest whole checkpoint, in a new incarnation.
 
         Without any checkpoint it is empty and its marks are at the logs' start positions.
@@ -109,6 +119,7 @@ class EmbeddedStore:
             core, marks, body = found or (NativeCore.of(config), Marks(owned.buckets), {})
             marks.restore_opened(folder.opened_logs())
             store = cls.assemble(config, owned, folder, core, marks, body)
+            store._policy = policy
         except BaseException:
             folder.close()
             raise
@@ -116,7 +127,7 @@ class EmbeddedStore:
             "event=store_restored data=%s incarnation=%s checkpoint=%s",
             data,
             store.incarnation(),
-            "none" if found is None else "found",
+            "none" if store._newest is None else store._newest.name,
         )
         return store
 
@@ -153,6 +164,8 @@ class EmbeddedStore:
         self._incarnation = secrets.token_hex(8)
         self._event_time_us: int | None = body.get("event_time_us")
         self._pushes_applied: int = body.get("pushes_applied", 0)
+        self._policy = _DEFAULT_POLICY
+        self._newest: Link | None = body.get("link")
         self._changes = 0
         self._changes_in_checkpoint = 0 if body else -1
         # Pushes, marks and consumers; lookups take the core's own lock only.
@@ -295,12 +308,13 @@ class EmbeddedStore:
                 raise StoreError("this store is closed, nothing was written. Open it again with open_store.")
             changes = 0
 
-            def begin_cut() -> dict[str, Any]:
+            def begin_cut(since: int) -> tuple[int, dict[str, Any]]:
                 nonlocal changes
                 with self._lock:
-                    self._core.raw.begin_cut()
+                    epoch = self._core.raw.begin_cut(since)
                     changes = self._changes
-                    return {
+                    return epoch, {
+                        "rows": [table["rows"] for table in self._core.stats().values()],
                         "marks": self._marks.dump(),
                         "shard": list(self.shard),
                         "incarnation": self._incarnation,
@@ -309,9 +323,11 @@ class EmbeddedStore:
                         "clocks": [self._core.raw.clock(i) for i in range(len(self._config.tables))],
                     }
 
-            name = write_checkpoint(self._folder.path, self._config, self._core, begin_cut)
+            self._newest = write_checkpoint(
+                self._folder.path, self._config, self._core, begin_cut, self._newest, self._policy
+            )
             self._changes_in_checkpoint = changes
-            return name
+            return self._newest.name
 
     def rows(self, table: str) -> tuple[Ids, Floats]:
         """All rows of a table, (n,) ids and (n, dim) weights, of one moment; takes the memory of a copy.
@@ -373,8 +389,12 @@ class EmbeddedStore:
                 self._folder.close()
 
 
-def open_store(config: StoreConfig, data: Path, shard: Shard = WHOLE) -> EmbeddedStore:
+def open_store(
+    config: StoreConfig, data: Path, shard: Shard = WHOLE, policy: CheckpointPolicy = _DEFAULT_POLICY
+) -> EmbeddedStore:
     """The store that lies in ``data``, restored, or a new one where there is none.
+
+    ``policy``: when its checkpoints hold everything and when just what changed.
 
     Raises:
         ConfigDiffers: the folder holds a store of another configuration.
@@ -386,10 +406,10 @@ def open_store(config: StoreConfig, data: Path, shard: Shard = WHOLE) -> Embedde
     check_config(config)
     data = Path(data)
     if not (data / "store.json").exists():
-        return EmbeddedStore(config, data, shard)
+        return EmbeddedStore(config, data, shard, policy)
     folder = DataFolder(data)
     try:
         folder.claim(config, shard)
     finally:
         folder.close()
-    return EmbeddedStore.restore(data)
+    return EmbeddedStore.restore(data, policy)

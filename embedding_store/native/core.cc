@@ -79,15 +79,16 @@ uint32_t Core::row_numbers(int table) {
   return tables_[table]->row_numbers();
 }
 
-void Core::begin_cut() {
+uint32_t Core::begin_cut(int64_t since) {
   const std::unique_lock<FairLock> hold(lock_);
   const uint32_t epoch = epoch_.fetch_add(1, std::memory_order_acq_rel);
-  for (const auto& table : tables_) table->begin_cut(epoch);
+  for (const auto& table : tables_) table->begin_cut(epoch, since);
   cut_dense_.clear();
   for (const DenseEntry& entry : dense_) {
     cut_dense_.emplace_back(entry.parameter.image_bytes());
     entry.parameter.save(cut_dense_.back().data());
   }
+  return epoch;
 }
 
 void Core::end_cut() {

@@ -113,16 +113,18 @@ class Core {
   // Up to here some table has forgotten what was touched, since its backlog was over its bound.
   uint32_t lost_epoch();
 
-  void begin_cut();
+  // Of rows touched after the epoch `since`, or of all where that is negative; the epoch of the cut.
+  uint32_t begin_cut(int64_t since = -1);
   void end_cut();
   uint32_t cut_rows(int table) const { return tables_[table]->cut_rows(); }
+  // Of the next `n` rows those in the cut; how many.
   uint32_t read_cut(int table, uint32_t n, uint8_t* out);
   const std::vector<uint8_t>& cut_filter(int table) const { return tables_[table]->cut_filter(); }
   const std::vector<uint8_t>& cut_dense(int dense) const { return cut_dense_[dense]; }
 
   void set_clock(int table, int64_t ticks) { tables_[table]->set_clock(ticks); }
-  bool load_rows(int table, const uint8_t* images, uint32_t n) {
-    return tables_[table]->load_rows(images, n);
+  bool load_rows(int table, const uint8_t* images, uint32_t n, bool older = false) {
+    return tables_[table]->load_rows(images, n, older);
   }
   bool load_filter(int table, const uint8_t* image, uint64_t n) {
     return tables_[table]->load_filter(image, n);

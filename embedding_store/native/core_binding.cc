@@ -233,11 +233,11 @@ Bytes copy_bytes(const std::vector<uint8_t>& bytes) {
   return Bytes(static_cast<py::ssize_t>(bytes.size()), bytes.data());
 }
 
-bool load_rows(Core& core, int table, const Bytes& images) {
+bool load_rows(Core& core, int table, const Bytes& images, bool older) {
   const auto n = static_cast<uint32_t>(images.size() / core.table(table).row_bytes());
   const uint8_t* from = images.data();
   const py::gil_scoped_release release;
-  return core.load_rows(table, from, n);
+  return core.load_rows(table, from, n, older);
 }
 
 py::dict table_stats(Core& core, int table) {
@@ -310,14 +310,14 @@ void bind_core(py::module_& m) {
            })
       .def("set_clock", &Core::set_clock, py::arg("table"), py::arg("ticks"))
       .def("epoch", &Core::epoch)
-      .def("begin_cut", &Core::begin_cut, py::call_guard<py::gil_scoped_release>())
+      .def("begin_cut", &Core::begin_cut, py::arg("since") = -1, py::call_guard<py::gil_scoped_release>())
       .def("end_cut", &Core::end_cut, py::call_guard<py::gil_scoped_release>())
       .def("cut_rows", &Core::cut_rows)
       .def("read_cut", &read_cut, py::arg("table"), py::arg("rows"))
       .def("cut_filter", [](const Core& c, int table) { return copy_bytes(c.cut_filter(table)); })
       .def("cut_dense", [](const Core& c, int dense) { return copy_bytes(c.cut_dense(dense)); })
       .def("row_bytes", [](const Core& c, int table) { return c.table(table).row_bytes(); })
-      .def("load_rows", &load_rows, py::arg("table"), py::arg("images"))
+      .def("load_rows", &load_rows, py::arg("table"), py::arg("images"), py::arg("older") = false)
       .def("load_filter",
            [](Core& c, int table, const Bytes& b) { return c.load_filter(table, b.data(), b.size()); })
       .def("load_filter_buckets",

@@ -74,7 +74,7 @@ struct Optimizer {
         const float rate = learning_rate;
         for (int64_t i = 0; i < n; ++i) {
           slots[i] += g[i] * g[i];
-          weights[i] -= learning_rate * g[i] / positive(std::sqrt(slots[i]));
+          weights[i] -= rate * g[i] / positive(std::sqrt(slots[i]));
         }
         return;
       }

@@ -6,6 +6,10 @@
 // has no steps and reads as NaN throughout, so that nobody takes it for sound.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -54,8 +58,26 @@ inline void to_halves(const float* weights, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = half_of(weights[i]);
 }
 
+#if defined(__x86_64__)
+// Eight at a time by the processor's own conversion, where it has one: a third of the time.
+__attribute__((target("avx,f16c"))) inline int64_t from_halves_f16c(const uint16_t* halves, int64_t n,
+                                                                    float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i));
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(eight));
+  }
+  return i;
+}
+inline const bool kHasF16c = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+#endif
+
 inline void from_halves(const uint16_t* __restrict halves, int64_t n, float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = float_of_half(halves[i]);
+  int64_t i = 0;
+#if defined(__x86_64__)
+  if (kHasF16c) i = from_halves_f16c(halves, n, out);
+#endif
+  for (; i < n; ++i) out[i] = float_of_half(halves[i]);
 }
 
 // Writes the steps; the largest magnitude, NaN for a row that has none.

@@ -181,8 +181,8 @@ void Table::collect(uint32_t epoch, bool all, std::vector<uint64_t>* ids, std::v
   }
 }
 
-void Table::begin_cut(uint32_t epoch) {
-  cut_ = std::make_unique<TableCut>(slab_, epoch);
+void Table::begin_cut(uint32_t epoch, int64_t since) {
+  cut_ = std::make_unique<TableCut>(slab_, epoch, since);
   cut_filter_.resize(filter_.image_bytes());
   filter_.save(cut_filter_.data());
 }
@@ -192,7 +192,7 @@ void Table::end_cut() {
   cut_filter_ = {};
 }
 
-bool Table::load_rows(const uint8_t* images, uint32_t n) {
+bool Table::load_rows(const uint8_t* images, uint32_t n, bool older) {
   for (uint32_t i = 0; i < n; ++i, images += slab_.row_bytes()) {
     RowHeader header;
     std::memcpy(&header, images, sizeof(header));
@@ -201,7 +201,9 @@ bool Table::load_rows(const uint8_t* images, uint32_t n) {
       std::memcpy(&ahead, images + kBatch * slab_.row_bytes() + offsetof(RowHeader, id), sizeof(ahead));
       __builtin_prefetch(&index_.place(ahead).first(), 1);
     }
-    if (header.epoch == RowHeader::kFree || index_.find(header.id) != kNoRow) return false;
+    const bool known = index_.find(header.id) != kNoRow;
+    if (older && known) continue;
+    if (header.epoch == RowHeader::kFree || known) return false;
     const uint32_t row = slab_.take();
     std::memcpy(slab_.at(row), images, slab_.row_bytes());
     slab_.header(row)->epoch = 0;

@@ -117,15 +117,16 @@ class Table {
   uint32_t lost_epoch() const { return lost_epoch_; }
   size_t journal_size() const { return journal_.size(); }
 
-  void begin_cut(uint32_t epoch);
+  void begin_cut(uint32_t epoch, int64_t since);
   void end_cut();
   uint32_t cut_rows() const { return cut_ ? cut_->rows() : 0; }
   // How many of the next n row numbers are rows of the cut; their images.
   uint32_t read_cut(uint32_t n, uint8_t* out) { return cut_->read(slab_, n, out); }
   const std::vector<uint8_t>& cut_filter() const { return cut_filter_; }
 
-  // Rows of a checkpoint, into a new table. False if an id comes twice.
-  bool load_rows(const uint8_t* images, uint32_t n);
+  // Rows of a checkpoint, into a new table. Of a chain of them the newest comes first; of an `older` one,
+  // rows that are there already are left out. False if an id of the newest comes twice.
+  bool load_rows(const uint8_t* images, uint32_t n, bool older);
   bool load_filter(const uint8_t* image, uint64_t bytes) { return filter_.load(image, bytes); }
   bool load_filter_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end) {
     return filter_.load_buckets(image, bytes, first, end);

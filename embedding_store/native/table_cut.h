@@ -1,6 +1,6 @@
 // A table as it stood at one moment, read piece by piece while pushes and evictions go on: before a row
 // that was not read yet is changed, released or taken into use, its old image is left here; an empty image
-// where the row was free.
+// where the row was free. A cut may be of just those rows that were touched after an earlier one.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,9 @@ namespace cuckooflow {
 
 class TableCut {
  public:
-  TableCut(const RowSlab& slab, uint32_t epoch) : rows_(slab.size()), epoch_(epoch) {}
+  // `since`: of rows touched after this epoch; negative: of all.
+  TableCut(const RowSlab& slab, uint32_t epoch, int64_t since)
+      : rows_(slab.size()), epoch_(epoch), since_(since) {}
 
   // Row numbers to read, free ones among them.
   uint32_t rows() const { return rows_; }
@@ -26,20 +28,20 @@ class TableCut {
       images_.try_emplace(row);  // unless it was released since: then its image is here already
       return;
     }
-    if (slab.header(row)->epoch > epoch_ || images_.count(row) > 0) return;
+    if (!in_cut(slab, row) || images_.count(row) > 0) return;
     const uint8_t* image = slab.at(row);
     images_.emplace(row, std::vector<uint8_t>(image, image + slab.row_bytes()));
   }
 
-  // Copies those of the next `n` row numbers that were rows; how many. Called in order, under a reader's
-  // lock.
+  // Copies those of the next `n` row numbers that were rows of the cut; how many. Called in order, under a
+  // reader's lock.
   uint32_t read(const RowSlab& slab, uint32_t n, uint8_t* out) {
     const size_t bytes = slab.row_bytes();
     uint32_t copied = 0;
     for (uint32_t row = next_; row < next_ + n; ++row) {
       const auto found = images_.find(row);
       const bool kept = found != images_.end();
-      if (kept ? !found->second.empty() : !slab.is_free(row)) {
+      if (kept ? !found->second.empty() : !slab.is_free(row) && in_cut(slab, row)) {
         std::memcpy(out + bytes * copied++, kept ? found->second.data() : slab.at(row), bytes);
       }
       if (kept) images_.erase(found);
@@ -49,8 +51,15 @@ class TableCut {
   }
 
  private:
+  // As it stands now: a row of a later epoch was saved already, is new, or was not in the cut.
+  bool in_cut(const RowSlab& slab, uint32_t row) const {
+    const uint32_t epoch = slab.header(row)->epoch;
+    return epoch <= epoch_ && int64_t{epoch} > since_;
+  }
+
   uint32_t rows_;
-  uint32_t epoch_;  // rows of a later epoch were saved already, or are new
+  uint32_t epoch_;
+  int64_t since_;
   uint32_t next_ = 0;
   std::unordered_map<uint32_t, std::vector<uint8_t>> images_;
 };

@@ -57,8 +57,10 @@ def test_float16_error(weights):
     assert (error[~normal] <= 2.0**-25).all()
 
 
-def test_every_float16_is_kept_as_it_is():
-    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32).reshape(-1, 64)
+@pytest.mark.parametrize("dim", [64, 4])
+def test_every_float16_is_kept_as_it_is(dim):
+    """Eight at a time, where the processor converts them, and less than eight."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32).reshape(-1, dim)
     np.testing.assert_array_equal(kept("float16", halves), halves)
     signs = np.signbit(kept("float16", np.array([[0.0, -0.0]], np.float32)))
     assert signs.tolist() == [[False, True]]

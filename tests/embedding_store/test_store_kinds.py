@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuckooflow.embedding_store import _native
 from cuckooflow.embedding_store.api import DenseConfig, Optimizer, StoreConfig, TableConfig, TablePush
 from cuckooflow.embedding_store.client import StoreClient
 from cuckooflow.embedding_store.config_json import check_config, config_from_json, config_to_json
 from cuckooflow.embedding_store.kinds import NEVER_US, TIME_US_MAX, CounterPush, RecentPush
+from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.embedding_store.read_store import ReadStore
 from cuckooflow.embedding_store.server import StoreServer
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
@@ -239,6 +242,68 @@ def test_exactly_once_by_marks(feeder, rng):
     again = LogRange("examples", "made-once", 0, Position(0), Position(1))
     assert store.push(again, a_push(rng, Events(), 10_000), {}, 0).applied == 0
     assert_is(store, events, None)
+
+
+def test_a_push_reaches_the_masked_buckets_only(rng):
+    """As where some buckets had the range already."""
+    core = NativeCore(TABLES, (), 8)
+    push = {name: part for name, part in a_push(rng, Events(), 10_000).items() if name != "emb"}
+    mask = np.array([1, 0, 1, 1, 0, 0, 0, 1], np.uint8)
+    core.prepare(push, {}).apply(core.raw, mask)
+    rows, _ = core.lookup_at({"sums": IDS, "last": IDS}, None)
+    taken = mask[_native.buckets_of(IDS, 8)] == 1
+    expected = np.isin(IDS, push["sums"].ids) & taken
+    assert 0 < expected.sum() < np.isin(IDS, push["sums"].ids).sum()
+    np.testing.assert_array_equal(rows.counters["sums"].last_us != NEVER_US, expected)
+    np.testing.assert_array_equal(rows.recents["last"].times_us[:, 0] != NEVER_US, expected)
+
+
+def test_lookups_beside_deltas_see_one_version_of_all_kinds():
+    """Version n's counter holds n, its newest entry is n, its weights are n and so is its dense parameter."""
+    replica = ReadStore(TABLES)
+    store = EmbeddedStore(CONFIG)
+    store.open_log("l", "once", {0: Position(0)})
+    full = store.lookup_at({"emb": IDS}).weights["emb"]
+    done = threading.Event()
+    failures: list[BaseException] = []
+    seen: set[int] = set()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                rows, version = replica.pull_at({"emb": IDS, "sums": IDS, "last": IDS})
+                if version is None:
+                    continue
+                n = int(rows.dense["w"][0])
+                seen.add(n)
+                assert (rows.counters["sums"].sums[:, 1] == n).all()
+                assert (rows.recents["last"].values[:, 0] == n).all()
+                np.testing.assert_allclose(rows.weights["emb"], full + n, rtol=1e-5)
+        except BaseException as error:
+            failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    rows_of = len(IDS)
+    for n in range(1, 80):
+        at = np.full(rows_of, n)
+        push = {
+            "emb": TablePush(IDS, np.full((rows_of, 2), -1.0, np.float32)),
+            "sums": CounterPush(IDS, np.ones((rows_of, 3), np.float32), at),
+            "last": RecentPush(IDS, at.astype(np.uint64), at),
+        }
+        gradient = {"w": np.full(2, -1.0, np.float32)}
+        store.push(LogRange("l", "once", 0, Position(n - 1), Position(n)), push, gradient, n)
+        delta = store.delta("replica", full=n % 20 == 1)
+        replica.apply(delta)
+        store.ack("replica", delta.version)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not failures
+    assert replica.pull_at({})[1] == delta.version
+    assert seen <= set(range(1, 80))
 
 
 def test_faults_of_the_caller(feeder, rng):
