@@ -16,11 +16,17 @@ from cuckooflow.embedding_store.api import (
     Version,
 )
 from cuckooflow.embedding_store.client import StoreClient, connect
+from cuckooflow.embedding_store.kinds import CounterPush, CounterRows, RecentPush, RecentRows, RowsAt
 from cuckooflow.embedding_store.read_store import ReadStore
+from cuckooflow.embedding_store.resharding import reshard
+from cuckooflow.embedding_store.sharded_client import ShardedClient
+from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.logs.contract import LogRange, Position
 
 __all__ = [
+    "CounterPush",
+    "CounterRows",
     "Delta",
     "DenseConfig",
     "EmbeddedStore",
@@ -29,6 +35,11 @@ __all__ = [
     "Position",
     "PushAnswer",
     "ReadStore",
+    "RecentPush",
+    "RecentRows",
+    "RowsAt",
+    "Shard",
+    "ShardedClient",
     "Store",
     "StoreClient",
     "StoreConfig",
@@ -38,4 +49,5 @@ __all__ = [
     "Version",
     "connect",
     "open_store",
+    "reshard",
 ]
