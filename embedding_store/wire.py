@@ -58,7 +58,7 @@ def send(writer: Any, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> N
 
 
 def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Read what :func:`send` wrote.
+    """Read what :func:`send` wrote. Arrays may be read-only.
 
     Raises:
         LimitExceeded: the arrays are declared to be larger than ``bytes_max``.
@@ -70,18 +70,25 @@ def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Arra
     total = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in sizes)
     _check_total(total, bytes_max)
     for name, dtype, shape in sizes:
-        array = np.empty(shape, dtype)
-        flat = array.reshape(-1).view(np.uint8)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        pieces: list[Array] = []
         at = 0
-        while at < len(flat):
+        while at < size:
             content = _bytes(_next(reader, name) if piece is None else piece, name)
             piece = None
-            if at + len(content) > len(flat):
+            if at + len(content) > size:
                 raise _malformed(f"array {name!r} is longer than declared")
-            flat[at : at + len(content)] = content
+            pieces.append(content)
             at += len(content)
-        arrays[name] = array
+        # Most arrays come in one piece, which is taken as it lies.
+        whole = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
+        arrays[name] = _aligned(whole).view(dtype).reshape(shape)
     return head, arrays
+
+
+def _aligned(content: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The bytes where numbers of eight of them may begin."""
+    return content if content.ctypes.data % 8 == 0 else content.copy()
 
 
 def check_size(arrays: Mapping[str, Array], bytes_max: int) -> None:
