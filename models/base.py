@@ -133,6 +133,11 @@ class Model(ABC):
             for feature, slot in zip(features, slots(features).values(), strict=True)
             if feature.admission is not None
         }
+        self._slot_ttl_us = {
+            slot: feature.ttl
+            for feature, slot in zip(features, slots(features).values(), strict=True)
+            if feature.ttl is not None
+        }
         self._lock = threading.Lock()
         self._compiled: tuple[Any, Any] | None = None
 
@@ -214,6 +219,9 @@ class Model(ABC):
             seed=self.spec.seed,
             admission=self.spec.admission,
             slot_admission=self._slot_admission,
+            admission_mode=self.spec.admission_mode,
+            ttl_us=self.spec.ttl or 0,
+            slot_ttl_us=self._slot_ttl_us,
             **options,
         )
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cuckooflow.embedding_store.api import SLOT_BITS
 from cuckooflow.errors import SpecError
+from cuckooflow.models.duration import DurationUs
 
 #: Slots that a job can have.
 MAX_SLOTS = 1 << SLOT_BITS
@@ -46,6 +47,8 @@ class FeatureSpec(BaseModel):
         center, scale: ``number`` only: the model sees (x - center) / scale; default 0 and 1.
         slot: 0 to 4095; default: the place in the list.
         admission: occurrences before an id of this feature gets a row; default None: the model's.
+        ttl: rows of this feature that no example touched for so long, in event time, are evicted; default
+            None: the model's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +66,7 @@ class FeatureSpec(BaseModel):
     scale: float = Field(default=1.0, gt=0)
     slot: int | None = Field(default=None, ge=0, lt=MAX_SLOTS)
     admission: int | None = Field(default=None, ge=1)
+    ttl: DurationUs | None = None
 
     @field_validator("zone")
     @classmethod

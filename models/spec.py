@@ -7,28 +7,38 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cuckooflow.embedding_store.api import Optimizer
+from cuckooflow.models.duration import DurationUs
 
 
 class OptimizerSpec(BaseModel):
     """How gradients become weights; see :class:`cuckooflow.embedding_store.api.Optimizer`.
 
     Attributes:
-        kind: ``sgd``, ``adagrad`` or ``adam``.
-        learning_rate: step size.
-        initial_accumulator: Adagrad's, default 0.1. With summed gradients a larger one slows the first steps.
+        kind: ``sgd``, ``adagrad``, ``adam``, ``ftrl`` or, for tables only, ``rowwise_adagrad``.
+        learning_rate: step size; FTRL's alpha.
+        initial_accumulator: Adagrad's and FTRL's, default 0.1. With summed gradients a larger one slows the
+            first steps.
+        beta, l1, l2: FTRL's, default 1, 0 and 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["sgd", "adagrad", "adam"] = "adagrad"
+    kind: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl"] = "adagrad"
     learning_rate: float = Field(default=0.05, gt=0)
     initial_accumulator: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=1.0, gt=0)
+    l1: float = Field(default=0.0, ge=0)
+    l2: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.kind != "ftrl" and (self.beta, self.l1, self.l2) != (1.0, 0.0, 0.0):
+            raise ValueError(f"beta, l1 and l2 go with kind ftrl, received kind {self.kind}")
+        return self
 
     def build(self) -> Optimizer:
         """As the store takes it."""
-        return Optimizer(
-            kind=self.kind, learning_rate=self.learning_rate, initial_accumulator=self.initial_accumulator
-        )
+        return Optimizer(**self.model_dump())
 
 
 class ModelSpec(BaseModel):
@@ -48,6 +58,9 @@ class ModelSpec(BaseModel):
         init_stddev: embedding rows begin as normal(0, init_stddev); default 0.001.
         admission: occurrences before an id gets rows; default 1, at once. 2 roughly halves memory on
             long-tailed data.
+        admission_mode: ``exact`` counts occurrences in bounded memory; ``probabilistic`` gives an id rows with
+            probability 1/admission at each. Default exact.
+        ttl: rows that no example touched for so long, in event time, are evicted; default: never.
         seed: of all initial values; default 0.
     """
 
@@ -63,6 +76,8 @@ class ModelSpec(BaseModel):
     dense: OptimizerSpec = OptimizerSpec(kind="adam", learning_rate=1e-3)
     init_stddev: float = Field(default=1e-3, ge=0)
     admission: int = Field(default=1, ge=1)
+    admission_mode: Literal["exact", "probabilistic"] = "exact"
+    ttl: DurationUs | None = None
     seed: int = 0
 
     @model_validator(mode="after")
@@ -73,6 +88,8 @@ class ModelSpec(BaseModel):
             raise ValueError(f"hidden: expected widths of 1 to 8192, received {list(self.hidden)}")
         if len(self.hidden) > 16:
             raise ValueError(f"hidden: expected at most 16 layers, received {len(self.hidden)}")
+        if self.dense.kind == "rowwise_adagrad":
+            raise ValueError("dense: rowwise_adagrad is for tables; dense parameters have no rows")
         if self.kind == "deepfm" and not self.fm and not self.hidden:
             raise ValueError("deepfm without fm and without hidden layers is lr: say kind: lr")
         return self

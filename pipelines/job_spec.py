@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cuckooflow.models.duration import DurationUs
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.spec import ModelSpec
-from cuckooflow.pipelines.duration import DurationUs
 from cuckooflow.transforms.columns import Column
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]

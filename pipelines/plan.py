@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from cuckooflow.embedding_store.api import Optimizer, StoreConfig
-from cuckooflow.pipelines.duration import format_duration
+from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
+from cuckooflow.models.duration import format_duration
 from cuckooflow.pipelines.job_spec import JobSpec
 
 
@@ -20,7 +20,10 @@ def print_plan(job: JobSpec, store: StoreConfig, console: Console) -> None:
     _table(console, "labels", ("label", "action", "window"), _labels(job))
     _table(console, "features", ("feature", "from", "kind"), _features(job))
     _table(
-        console, "store: tables", ("table", "dim", "optimizer", "admission", "bytes a row"), _tables(store)
+        console,
+        "store: tables",
+        ("table", "dim", "optimizer", "admission", "expires after", "bytes a row"),
+        _tables(store),
     )
     _table(console, "store: dense parameters", ("parameter", "shape", "values", "optimizer"), _dense(store))
     _table(console, "options", ("option", "value"), _options(job))
@@ -84,7 +87,19 @@ def _tables(store: StoreConfig) -> Iterable[tuple[str, ...]]:
             table.optimizer.kind, 2 * table.dim
         )
         row_bytes = 4 * (table.dim + slots) + 16
-        yield table.name, str(table.dim), _optimizer(table.optimizer), str(table.admission), str(row_bytes)
+        yield (
+            table.name,
+            str(table.dim),
+            _optimizer(table.optimizer),
+            str(table.admission),
+            _ttl(table),
+            str(row_bytes),
+        )
+
+
+def _ttl(table: TableConfig) -> str:
+    of_slots = [f"{format_duration(us)} for slot {slot}" for slot, us in table.slot_ttl_us.items()]
+    return ", ".join([format_duration(table.ttl_us) if table.ttl_us else "never", *of_slots])
 
 
 def _dense(store: StoreConfig) -> Iterable[tuple[str, ...]]:

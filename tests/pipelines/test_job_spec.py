@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuckooflow.pipelines.duration import format_duration, parse_duration
+from cuckooflow.models.duration import format_duration, parse_duration
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.spec_file import SpecFaults, load_spec, parse_spec
 
