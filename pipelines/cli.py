@@ -26,9 +26,9 @@ from cuckooflow.pipelines import log_commands, store_commands
 if TYPE_CHECKING:
     from cuckooflow.serving.client import ScorerClient
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0], pretty_exceptions_enable=False
-)
+_HELP = "Real-time recommendation training as stateful streaming pipelines."
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=_HELP, pretty_exceptions_enable=False)
 app.add_typer(store_commands.app, name="store")
 app.add_typer(log_commands.app, name="log")
 
