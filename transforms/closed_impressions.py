@@ -2,7 +2,7 @@
 
 Two tiers. Hot: the impressions of a time bucket in memory. Cold: the same, in a state cell, from where
 the bucket is read back when the key filter says that it holds the key of a late action. The filter
-(hash, time) of every kept impression is always in memory: 16 bytes each. A bucket is *sealed* once
+(hash, time) of every kept impression is always in memory: 21 to 32 bytes each. A bucket is *sealed* once
 everything in it is closed: its cell then holds exactly what memory holds, plus a note for each later change.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cuckooflow.transforms.hash_index import HashIndex
 from cuckooflow.transforms.slot_table import Slots, SlotTable
-from cuckooflow.transforms.sorted_runs import SortedRuns
 
 Array = npt.NDArray[Any]
 
@@ -66,16 +66,16 @@ class ClosedBucket:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._rows = SlotTable(schema, _STATE)
-        self._by_hash = SortedRuns(np.uint64, np.int64)
+        self._by_hash = HashIndex()
         self._indexed = 0
-        self._actions = SortedRuns(np.uint64, np.int64)  # identity of a used or late action, slot
+        self._actions = HashIndex()  # identity of a used or late action, slot
         self.sealed = False
         self._arrow_bytes = 0
 
     @property
     def nbytes(self) -> int:
         """Memory, roughly."""
-        return self._arrow_bytes + 56 * self._rows.waiting + 16 * len(self._actions)
+        return self._arrow_bytes + 40 * self._rows.waiting + self._by_hash.nbytes + self._actions.nbytes
 
     def add(
         self, features: pa.RecordBatch, state: dict[str, Array], action_rows: Array, actions: Array
@@ -120,15 +120,15 @@ class ClosedBucket:
 
     def dump(self) -> list[pa.RecordBatch]:
         """All of it, as cell content."""
-        slots = self._rows.live_slots()
-        features = self._rows.gather(slots)
-        state = [pa.array(self._rows.get(name, slots)) for name in _STATE]
-        names = [*features.schema.names, *(f"state{name}" for name in _STATE)]
-        sealed = pa.RecordBatch.from_arrays([*features.columns, *state], names=names)
-        content = [marked(sealed, SEALED)]
-        actions, at = self._actions.pop_through((1 << 64) - 1)
+        content = []
+        for first, features in self._rows.parts() or [(0, self._rows.gather(np.empty(0, np.int64)))]:
+            slots = np.arange(first, first + features.num_rows)
+            state = [pa.array(self._rows.get(name, slots)) for name in _STATE]
+            names = [*features.schema.names, *(f"state{name}" for name in _STATE)]
+            sealed = pa.RecordBatch.from_arrays([*features.columns, *state], names=names)
+            content.append(marked(sealed, SEALED))
+        actions, at = self._actions.entries()
         if len(actions):
-            self._actions.add(actions, at)
             content.append(_note(at, actions, np.zeros(len(at), np.uint64)))
         return content
 
@@ -182,7 +182,9 @@ class ClosedTier:
         self._bucket_us = bucket_us
         self._cache_bytes = cache_bytes
         self._cells = cells
-        self._filter = SortedRuns(np.uint64, np.int64)
+        self._filter = HashIndex()
+        self._forgotten_us = -(1 << 63)  # filter entries before this may be there, and count for nothing
+        self._kept: dict[int, int] = {}  # bucket -> filter entries
         self._hot: OrderedDict[int, ClosedBucket] = OrderedDict()
         self.sealed: set[int] = set()
         self.cold_reads = 0
@@ -196,7 +198,7 @@ class ClosedTier:
         self, features: pa.RecordBatch, state: dict[str, Array], action_rows: Array, actions: Array
     ) -> None:
         """Add closed impressions, in event-time order."""
-        self._filter.add(state["_hash"], state["_time"])
+        self._index(state["_hash"], state["_time"])
         numbers = state["_time"] // self._bucket_us
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         for a, b in itertools.pairwise(cuts):
@@ -207,10 +209,15 @@ class ClosedTier:
             bucket = self._hot.setdefault(int(numbers[a]), ClosedBucket(self._schema))
             bucket.add(features.slice(a, b - a), part, action_rows[mine] - a, actions[mine])
 
+    def _index(self, hashes: Array, times: Array) -> None:
+        self._filter.add(hashes, times)
+        for number, count in zip(*np.unique(times // self._bucket_us, return_counts=True), strict=True):
+            self._kept[int(number)] = self._kept.get(int(number), 0) + int(count)
+
     def maybe(self, hashes: Array, earliest: Array, latest: Array) -> tuple[Array, Array]:
         """(query, time) of every kept impression with this hash and ``earliest <= time <= latest``."""
         query, times = self._filter.lookup(hashes)
-        inside = (times >= earliest[query]) & (times <= latest[query])
+        inside = (times >= np.maximum(earliest[query], self._forgotten_us)) & (times <= latest[query])
         return query[inside], times[inside]
 
     def locate(self, hashes: Array, times: Array) -> tuple[Array, Array, Slots]:
@@ -278,7 +285,7 @@ class ClosedTier:
         self.sealed.add(number)
         self._hot[number] = bucket
         slots = np.arange(bucket._rows.waiting)
-        self._filter.add(bucket.get("_hash", slots), bucket.get("_time", slots))
+        self._index(bucket.get("_hash", slots), bucket.get("_time", slots))
         return True
 
     def any_before(self, number: int) -> bool:
@@ -286,13 +293,16 @@ class ClosedTier:
         return any(kept < number for kept in (*self._hot, *self.sealed))
 
     def forget(self, before: int) -> None:
-        """Drop the buckets before this one, their filter entries and their cells."""
+        """Drop the buckets before this one and, once they are the third part, their filter entries."""
         gone = [number for number in {*self._hot, *self.sealed} if number < before]
         for number in gone:
             self._hot.pop(number, None)
             self.sealed.discard(number)
+            self._kept.pop(number, None)
         if gone:
-            self._filter.retain(lambda _, times: times >= before * self._bucket_us)
+            self._forgotten_us = before * self._bucket_us
+            if 3 * sum(self._kept.values()) < 2 * len(self._filter):
+                self._filter.retain(lambda _, times: times >= self._forgotten_us)
 
     def evict(self) -> None:
         """Drop sealed buckets, least recently used first, until memory is within ``cache_bytes``."""

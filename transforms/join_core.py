@@ -69,8 +69,15 @@ class JoinCore(JoinIntake):
             self._actions_by_end.retain(lambda _, slots: self._actions.alive(slots))
 
     def _in_time_order(self, slots: Slots) -> Slots:
-        columns = [self._open.get(name, slots) for name in ("row", "offset", "partition", "time")]
-        return slots[np.lexsort(columns)]
+        times = self._open.get("time", slots)
+        order = np.argsort(times, kind="stable")  # of a few sorted runs: linear
+        slots, times = slots[order], times[order]
+        same = np.diff(times) == 0
+        tied = np.flatnonzero(np.concatenate(([False], same)) | np.concatenate((same, [False])))
+        if len(tied):
+            columns = [self._open.get(name, slots[tied]) for name in ("row", "offset", "partition", "time")]
+            slots[tied] = slots[tied][np.lexsort(columns)]
+        return slots
 
     def _close(self, clock_us: int) -> None:
         _, slots = self._open_by_time.pop_through(clock_us - self._window_us)

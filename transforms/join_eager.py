@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.transforms import join_outputs
+from cuckooflow.transforms.hash_index import HashIndex
 from cuckooflow.transforms.in_band import IMPRESSIONS
 from cuckooflow.transforms.join_core import JoinCore, earlier_bits, repeated_values
 from cuckooflow.transforms.join_outputs import ExamplesSchema
@@ -31,7 +32,7 @@ class EagerJoinCore(JoinCore):
 
     def __init__(self, schema: ExamplesSchema, cells: CellRing) -> None:
         super().__init__(schema, cells)
-        self._open_by_hash = SortedRuns(np.uint64, np.int64)
+        self._open_by_hash = HashIndex()
         self._met = SortedRuns(np.int64, np.uint64)  # slot of an open impression, identity of a used action
         self._given_open = 0
 

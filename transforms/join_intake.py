@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cuckooflow.transforms import join_outputs
 from cuckooflow.transforms.closed_impressions import ClosedTier, fit
+from cuckooflow.transforms.hash_index import HashIndex
 from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS, NO_TIME_US
 from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinCounts, JoinOutputs, dead_rows
 from cuckooflow.transforms.join_rows import (
@@ -62,7 +63,7 @@ class JoinIntake:
         self._open = SlotTable(schema.impressions, columns)
         self._open_by_time = SortedRuns(np.int64, np.int64)
         self._actions = SlotTable(schema.waiting_actions, _ACTION)
-        self._actions_by_hash = SortedRuns(np.uint64, np.int64)
+        self._actions_by_hash = HashIndex()
         self._actions_by_end = SortedRuns(np.int64, np.int64)
         self._queue: list[Slots] = []
         self._closed = ClosedTier(schema.impressions, self.options.bucket_us, self.options.cache_bytes, cells)

@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.transforms.closed_impressions import KIND, ROWS
 
 _SEQUENCE = b"cuckooflow.sequence"
+#: So many rows in a row are worth a batch of their own in a cell.
+_LONG_RUN_ROWS = 1_024
 
 
 class Bag(Protocol):
@@ -109,11 +112,11 @@ class CellRing:
             self._spill(batch)
             return
         for number in numbers:
-            part = batch if len(numbers) == 1 else batch.filter(pa.array(buckets == number))
-            if self._inside(number):
-                self.append(number, part)
-            else:
-                self._spill(part)
+            for part in [batch] if len(numbers) == 1 else _rows_where(batch, buckets == number):
+                if self._inside(number):
+                    self.append(number, part)
+                else:
+                    self._spill(part)
 
     def _spill(self, batch: pa.RecordBatch) -> None:
         self._overflow.add(batch)
@@ -166,6 +169,18 @@ class CellRing:
     def rows(self, content: Iterable[pa.RecordBatch]) -> list[tuple[int, pa.RecordBatch]]:
         """(sequence, batch) of the row batches in a cell's content."""
         return [(_sequence(batch), batch) for batch in content if batch.schema.metadata[KIND] == ROWS]
+
+
+def _rows_where(batch: pa.RecordBatch, mask: npt.NDArray[np.bool_]) -> list[pa.RecordBatch]:
+    """The rows that are marked: long runs of them as slices, without a copy, the others together."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    firsts, lasts = edges[::2], edges[1::2]
+    long = lasts - firsts >= _LONG_RUN_ROWS
+    parts = []
+    for first, last in zip(firsts[long].tolist(), lasts[long].tolist(), strict=True):
+        parts.append(batch.slice(first, last - first))
+        mask[first:last] = False
+    return [*parts, batch.filter(pa.array(mask))] if mask.any() else parts
 
 
 def _sequence(batch: pa.RecordBatch) -> int:

@@ -52,8 +52,8 @@ class SlotTable:
         at = self._end - self._base
         if at + n > len(self._alive):
             size = max(2 * len(self._alive), at + n)
-            self._alive = np.resize(self._alive, size)
-            self._columns = {name: np.resize(a, size) for name, a in self._columns.items()}
+            self._alive = _grown(self._alive, at, size)
+            self._columns = {name: _grown(a, at, size) for name, a in self._columns.items()}
         for name, array in self._columns.items():
             array[at : at + n] = columns[name]
         self._alive[at : at + n] = True
@@ -100,10 +100,11 @@ class SlotTable:
         schema = self.schema if names is None else pa.schema([self.schema.field(n) for n in names])
         if not len(slots):
             return _empty(schema)
+        first, last = int(slots.min()), int(slots.max())
+        span = self._span(first, last, names) if last - first < DENSE * len(slots) else None
+        if span is not None:
+            return span if _consecutive(slots) else span.take(pa.array(slots - first))
         which = np.searchsorted(self._firsts, slots, "right") - 1
-        if which[0] == which[-1] and (which == which[0]).all():
-            b = int(which[0])
-            return _select(self._batches[b], names).take(pa.array(slots - self._firsts[b]))
         order = np.argsort(slots, kind="stable")
         parts: list[pa.RecordBatch] = []
         index = np.empty(len(slots), np.int64)
@@ -122,9 +123,24 @@ class SlotTable:
                 index[part] = at + np.arange(len(part))
                 at += len(part)
         joined = pa.concat_batches(parts)
-        if at == len(slots) and (np.diff(index) == 1).all():
-            return joined
-        return joined.take(pa.array(index))
+        return joined if at == len(slots) and _consecutive(index) else joined.take(pa.array(index))
+
+    def _span(self, first: int, last: int, names: tuple[str, ...] | None) -> pa.RecordBatch | None:
+        """All rows from slot ``first`` to ``last``; None where a batch of them is gone."""
+        begin, end = (int(np.searchsorted(self._firsts, slot, "right")) for slot in (first, last))
+        parts = []
+        for b in range(begin - 1, end):
+            batch = self._batches[b]
+            if batch is None:
+                return None
+            low = max(first - self._firsts[b], 0)
+            parts.append(_select(batch, names).slice(low, last + 1 - self._firsts[b] - low))
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+    def parts(self) -> list[tuple[int, pa.RecordBatch]]:
+        """(first slot, rows) of every batch that has not gone, in the order of slots, without a copy."""
+        pairs = zip(self._firsts, self._batches, strict=True)
+        return [(first, batch) for first, batch in pairs if batch is not None]
 
     def release(self, slots: Slots) -> None:
         """Forget rows; each slot once."""
@@ -156,6 +172,16 @@ class SlotTable:
     def live_slots(self) -> Slots:
         """Slots not released, ascending."""
         return np.flatnonzero(self._alive[: self._end - self._base]) + self._base
+
+
+def _consecutive(values: Array) -> bool:
+    return bool((np.diff(values) == 1).all())
+
+
+def _grown(array: Array, used: int, size: int) -> Array:
+    larger = np.empty(size, array.dtype)
+    larger[:used] = array[:used]
+    return larger
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

@@ -3,7 +3,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 #include "core_binding.h"
+#include "hash_index.h"
 #include "hashing.h"
 
 namespace py = pybind11;
@@ -36,6 +39,45 @@ py::array_t<uint64_t> hash_ints(const Array<uint64_t>& values, uint64_t seed) {
   return out;
 }
 
+template <typename T>
+py::array_t<T> copied(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+void bind_hash_index(py::module_* m) {
+  using cuckooflow::HashIndex;
+  py::class_<HashIndex>(*m, "HashIndex")
+      .def(py::init<>())
+      .def("__len__", &HashIndex::size)
+      .def_property_readonly("nbytes", &HashIndex::bytes)
+      .def("add",
+           [](HashIndex& index, const Array<uint64_t>& keys, const Array<int64_t>& values) {
+             const uint64_t* k = keys.data();
+             const int64_t* v = values.data();
+             const int64_t n = keys.size();
+             py::gil_scoped_release release;
+             index.add(k, v, n);
+           })
+      .def("lookup",
+           [](const HashIndex& index, const Array<uint64_t>& queries) {
+             std::vector<int64_t> which;
+             std::vector<int64_t> values;
+             const uint64_t* q = queries.data();
+             const int64_t n = queries.size();
+             {
+               py::gil_scoped_release release;
+               index.lookup(q, n, &which, &values);
+             }
+             return py::make_tuple(copied(which), copied(values));
+           })
+      .def("entries", [](const HashIndex& index) {
+        py::array_t<uint64_t> keys(index.size());
+        py::array_t<int64_t> values(index.size());
+        index.entries(keys.mutable_data(), values.mutable_data());
+        return py::make_tuple(keys, values);
+      });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -43,5 +85,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("hash_strings32", &hash_strings<int32_t>);
   m.def("hash_strings64", &hash_strings<int64_t>);
   m.def("hash_ints", &hash_ints);
+  bind_hash_index(&m);
   cuckooflow::bind_core(m);
 }

@@ -18,6 +18,9 @@
 #include "../core.h"
 
 namespace cuckooflow {
+
+void stress_hash_index(uint64_t seed);  // hash_index_stress.cc
+
 namespace {
 
 constexpr uint32_t kBuckets = 16;
@@ -388,6 +391,8 @@ class Concurrent {
 int main(int argc, char** argv) {
   const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
   std::printf("stress: seed %llu\n", static_cast<unsigned long long>(seed));
+  cuckooflow::stress_hash_index(seed);
+  std::puts("stress: the index of hashes equals a multimap");
   cuckooflow::Differential(seed).run(150);
   std::puts("stress: operations equal those on maps");
   cuckooflow::Concurrent(seed).run();
