@@ -16,6 +16,7 @@ from cuckooflow.models.duration import DurationUs
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms.columns import Column
+from cuckooflow.transforms.join_options import LabelValue
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 
@@ -114,10 +115,20 @@ class JoinSpec(Section):
 
 
 class LabelSpec(Section):
-    """A label: which action type sets it, and how long after the impression that counts."""
+    """A label: which action type sets it, and how long after the impression that counts.
+
+    Attributes:
+        action: the type; several labels may name the same.
+        window: from the impression on.
+        value: ``flag`` (default): 1 where there was such an action; ``count``: how many; ``sum`` or ``max`` of a
+            column of the actions, watch time for one. A model learns whether the value is above 0.
+        column: for ``sum`` and ``max``, a number of 0 or more.
+    """
 
     action: str = Field(min_length=1, max_length=128)
     window: DurationUs
+    value: LabelValue = "flag"
+    column: Name | None = None
 
 
 class NegativeSamplingSpec(Section):

@@ -33,7 +33,10 @@ def join_options(job: JobSpec) -> JoinOptions:
     return JoinOptions(
         key=tuple(join.key),
         action_type=join.action_type,
-        labels=tuple(Label(name, label.action, label.window) for name, label in job.labels.items()),
+        labels=tuple(
+            Label(name, label.action, label.window, label.value, label.column)
+            for name, label in job.labels.items()
+        ),
         action_id=join.action_id,
         late_horizon_us=join.late_horizon,
         emit=join.emit,

@@ -17,7 +17,7 @@ def print_plan(job: JobSpec, store: StoreConfig, console: Console) -> None:
     console.print(f"[bold]{job.name}[/bold]  (folder {job.dir})")
     _table(console, "join: stages", ("stage", "reads", "writes", "keyed by"), _join_stages(job))
     _table(console, "train: stages", ("stage", "reads", "writes", "keyed by"), _train_stages(job))
-    _table(console, "labels", ("label", "action", "window"), _labels(job))
+    _table(console, "labels", ("label", "action", "value", "window"), _labels(job))
     _table(console, "features", ("feature", "from", "kind"), _features(job))
     _table(
         console,
@@ -73,7 +73,8 @@ def _train_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
 def _labels(job: JobSpec) -> Iterable[tuple[str, ...]]:
     for name, label in job.labels.items():
         learned = "" if name in job.model.labels else "  (joined, not learned)"
-        yield name + learned, label.action, format_duration(label.window)
+        value = label.value if label.column is None else f"{label.value} of {label.column}"
+        yield name + learned, label.action, value, format_duration(label.window)
 
 
 def _features(job: JobSpec) -> Iterable[tuple[str, ...]]:

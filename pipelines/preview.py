@@ -94,7 +94,7 @@ def _show(job: JobSpec, console: Console) -> None:
     if dead:
         console.print(refused)
     positive = {
-        name: sum(int(row[label]) for row in examples) for name, label in zip(job.labels, labels, strict=True)
+        name: sum(row[label] != 0 for row in examples) for name, label in zip(job.labels, labels, strict=True)
     }
     shares = ", ".join(f"{name} {count}" for name, count in positive.items())
     console.print(

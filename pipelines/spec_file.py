@@ -24,11 +24,14 @@ from cuckooflow.pipelines.job_spec import (
     LabelSpec,
     NegativeSamplingSpec,
 )
+from cuckooflow.transforms.columns import Column
 
 Location = tuple[str | int, ...]
 
 #: The event time of every row, whichever column it came from.
 TIME_COLUMN = "_time"
+#: Types of columns that can be summed and compared.
+NUMBERS = ("int64", "uint64", "float32", "float64")
 
 _RECEIVED_MAX = 60
 
@@ -216,17 +219,8 @@ def _cross_faults(sections: Mapping[str, Any]) -> list[Fault]:
             if label not in labels:
                 faults.append(Fault(("model", "labels", index), repr(label), _one_of("labels", labels)))
     if labels is not None:
-        actions: dict[str, str] = {}
-        for name, label in labels.items():
-            if label.action in actions:
-                faults.append(
-                    Fault(
-                        ("labels", name, "action"),
-                        repr(label.action),
-                        f"one label an action; {actions[label.action]} has this one",
-                    )
-                )
-            actions[label.action] = name
+        emit = sections["join"].emit if "join" in sections else None
+        faults += _label_faults(labels, emit, None if columns is None else columns.actions)
     sampling: NegativeSamplingSpec | None = sections.get("negative_sampling")
     if sampling is not None and "model" in sections:
         several = len(sections["model"].labels) > 1
@@ -263,6 +257,28 @@ def _join_faults(join: JoinSpec, columns: ColumnsSpec) -> Iterator[Fault]:
         yield Fault(
             ("join", "action_type"), f"a {columns.actions[join.action_type].type} column", "a string column"
         )
+
+
+def _label_faults(
+    labels: Mapping[str, LabelSpec], emit: str | None, columns: Mapping[str, Column] | None
+) -> Iterator[Fault]:
+    seen: dict[LabelSpec, str] = {}
+    for name, label in labels.items():
+        if label in seen:
+            yield Fault(("labels", name), f"the same as {seen[label]}", "each label once, under one name")
+        seen[label] = name
+        if label.value != "flag" and emit == "eager":
+            allowed = "flag with join.emit eager, which gives an example with its first action"
+            yield Fault(("labels", name, "value"), repr(label.value), allowed)
+        if (label.column is not None) != (label.value in ("sum", "max")):
+            allowed = "a column of actions with sum and max, and with nothing else"
+            yield Fault(("labels", name, "column"), f"{label.column!r} with {label.value}", allowed)
+        elif label.column is not None and columns is not None:
+            numbers = {n: c for n, c in columns.items() if c.type in NUMBERS}
+            if label.column not in numbers:
+                yield Fault(
+                    ("labels", name, "column"), repr(label.column), _one_of("numbers of actions", numbers)
+                )
 
 
 def _one_of(what: str, names: Mapping[str, Any]) -> str:

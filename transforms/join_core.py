@@ -102,7 +102,8 @@ class JoinCore(JoinIntake):
         latest = append.copy()
         np.maximum.at(latest, which, self._actions.get("append", used))
         state = {"_hash": hashes, "_time": times, "_append": append, "_primary": labels, "_labels": labels}
-        self._give_primary(features, hashes, times, latest, labels)
+        columns = self._labels(len(accepted), which, used, bits)
+        self._give_primary(features, hashes, times, latest, columns)
         self._closed.add(features, state, which, self._actions.get("identity", used))
         self._actions.release(used)
         self._open.release(slots)
@@ -159,8 +160,7 @@ class JoinCore(JoinIntake):
         self.counts.actions_repeated += int((~first).sum())
         self._actions.release(actions[~first])
         which, actions = which[first], actions[first]
-        delays = self._actions.get("time", actions) - times[which]
-        return which, actions, self._rules.bits(self._actions.get("code", actions), delays)
+        return which, actions, self._bits(actions, times[which])
 
     def _within(self, times: Array, actions: Slots) -> npt.NDArray[np.bool_]:
         """Which actions are on time for an impression at these times, and inside a label's window."""
@@ -239,7 +239,7 @@ class JoinCore(JoinIntake):
         self.counts.actions_repeated += int(repeated.sum())
         self._actions.release(actions[repeated])
         if len(rows):
-            bits = self._rules.bits(codes[rows], delays[rows])
+            bits = self._bits(actions[rows], state["_time"][rows])
             before = state["_labels"][rows] | earlier_bits(buckets[rows], at[rows], bits)
             self._give_late_examples(actions[rows], buckets[rows], at[rows], bits, adds=(bits & ~before) != 0)
 
@@ -250,7 +250,8 @@ class JoinCore(JoinIntake):
         append = np.maximum(state["_append"], self._actions.get("append", actions))
         identity = self._actions.get("identity", actions)
         negative = state["_primary"] == 0
-        self._late_batch(features, state["_hash"], state["_time"], append, identity, bits, adds, negative)
+        labels = self._labels(len(actions), np.arange(len(actions)), actions, bits)
+        self._late_batch(features, state["_hash"], state["_time"], append, identity, labels, adds, negative)
         for number in np.unique(buckets).tolist():
             mine = buckets == number
             self._closed.mark(number, at[mine], identity[mine], bits[mine])

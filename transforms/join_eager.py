@@ -122,8 +122,7 @@ class EagerJoinCore(JoinCore):
         if not len(at):
             return
         self._met.add(at, self._actions.get("identity", met))
-        delays = self._actions.get("time", met) - self._open.get("time", at)
-        bits = self._rules.bits(self._actions.get("code", met), delays)
+        bits = self._bits(met, self._open.get("time", at))
         given = self._open.get("given", at)
         self._give_more(at[given], met[given], bits[given])
         at, met, bits = at[~given], met[~given], bits[~given]
@@ -142,7 +141,8 @@ class EagerJoinCore(JoinCore):
             order = np.lexsort([self._open.get(n, slots) for n in ("row", "offset", "partition", "time")])
             slots = slots[order]
             hashes, times = self._open.get("hash", slots), self._open.get("time", slots)
-            self._give_primary(self._open.gather(slots), hashes, times, latest[order], labels[order])
+            columns = self._rules.values(len(slots), np.arange(len(slots)), labels[order], None)
+            self._give_primary(self._open.gather(slots), hashes, times, latest[order], columns)
 
     def _give_more(self, at: Slots, met: Slots, bits: Array) -> None:
         if not len(at):
@@ -164,7 +164,8 @@ class EagerJoinCore(JoinCore):
         hashes, times = self._open.get("hash", at), self._open.get("time", at)
         identity = self._actions.get("identity", met)
         never = np.zeros(len(at), bool)
-        self._late_batch(self._open.gather(at), hashes, times, append, identity, bits, ~never, never)
+        columns = self._rules.values(len(at), np.arange(len(at)), bits, None)
+        self._late_batch(self._open.gather(at), hashes, times, append, identity, columns, ~never, never)
         self._actions.release(met)
 
     def _close(self, clock_us: int) -> None:
@@ -181,8 +182,8 @@ class EagerJoinCore(JoinCore):
         rows = np.flatnonzero(negative)
         if len(rows):
             hashes, times, append = (state[name][rows] for name in ("_hash", "_time", "_append"))
-            nothing = np.zeros(len(rows), np.uint64)
-            self._give_primary(features.take(pa.array(rows)), hashes, times, append, nothing)
+            columns = self._rules.values(len(rows), rows[:0], np.empty(0, np.uint64), None)
+            self._give_primary(features.take(pa.array(rows)), hashes, times, append, columns)
         query, identities = self._met.lookup(slots)
         self._closed.add(features, state, query, identities)
         self._given_open -= int((~negative).sum())

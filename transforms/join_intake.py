@@ -36,6 +36,7 @@ _ACTION = {
     "time": np.int64,
     "wm": np.int64,
     "code": np.int16,
+    "sets": np.uint64,
     "identity": np.uint64,
     **POSITION,
 }
@@ -181,17 +182,21 @@ class JoinIntake:
             self._dead(ACTIONS, rows.filter(pa.array(unknown)), join_outputs.UNKNOWN_ACTION)
         if too_late.any():
             self._unmatched(rows.filter(pa.array(too_late)), join_outputs.TOO_LATE)
-        self.counts.actions_dead += int((~kept).sum() + unknown.sum())
-        good = ~(unknown | too_late)
+        valued, sets = self._rules.valued(codes, rows)
+        bad = ~(valued | unknown | too_late)
+        if bad.any():
+            self._dead(ACTIONS, rows.filter(pa.array(bad)), join_outputs.LABEL_VALUE)
+        self.counts.actions_dead += int((~kept).sum() + unknown.sum() + bad.sum())
+        good = ~(unknown | too_late | bad)
         kept[np.flatnonzero(kept)[~good]] = False
         if not good.all():
-            rows, codes = rows.filter(pa.array(good)), codes[good]
+            rows, codes, sets = rows.filter(pa.array(good)), codes[good], sets[good]
         columns = {n: rows.column(f"_{n}").to_numpy() for n in ("hash", "time", "wm", *POSITION)}
         time, wm = columns["time"], columns["wm"]
         # It may be late for its impression iff w has reached the close of the earliest one possible.
         queued = wm >= time - self._rules.windows_us[codes] + self._window_us
         identity = action_identities(self.options, rows, time)
-        slots = self._actions.append(rows, {**columns, "code": codes, "identity": identity})
+        slots = self._actions.append(rows, {**columns, "code": codes, "sets": sets, "identity": identity})
         self._actions_by_hash.add(columns["hash"], slots)
         self._actions_by_end.add((time + self._window_us)[~queued], slots[~queued])
         if queued.any():
@@ -203,25 +208,48 @@ class JoinIntake:
 
     # --- rows go out --------------------------------------------------------------------------
 
+    def _bits(self, actions: Slots, impression_times: Array) -> npt.NDArray[np.uint64]:
+        """The labels that actions set on impressions of these times."""
+        delays = self._actions.get("time", actions) - impression_times
+        return self._rules.bits(self._actions.get("code", actions), delays) & self._actions.get(
+            "sets", actions
+        )
+
+    def _labels(self, rows: int, which: Array, actions: Slots, bits: Array) -> list[pa.Array]:
+        """Label columns of ``rows`` examples, from the actions of each and the labels that they set."""
+        valued = self._actions.gather(actions, self._rules.columns) if self._rules.columns else None
+        return self._rules.values(rows, which, bits, valued)
+
     def _example_columns(
-        self, features: pa.RecordBatch, times: Array, append: Array, hashes: Array, bits: Array, kind: int
+        self,
+        features: pa.RecordBatch,
+        times: Array,
+        append: Array,
+        hashes: Array,
+        labels: list[pa.Array],
+        kind: int,
     ) -> list[pa.Array]:
         return [
             *features.columns,
             pa.array(times),
             pa.array(append),
             pa.array(hashes),
-            *self.schema.label_values(bits),
+            *labels,
             pa.array(np.full(len(times), kind, np.int8)),
         ]
 
     def _give_primary(
-        self, features: pa.RecordBatch, hashes: Array, times: Array, append: Array, bits: Array
+        self,
+        features: pa.RecordBatch,
+        hashes: Array,
+        times: Array,
+        append: Array,
+        labels: list[pa.Array],
     ) -> None:
         if not len(times):
             return
         self.counts.examples += len(times)
-        columns = self._example_columns(features, times, append, hashes, bits, join_outputs.PRIMARY)
+        columns = self._example_columns(features, times, append, hashes, labels, join_outputs.PRIMARY)
         identity = primary_identities(features.select(list(self.options.key)), times)
         batch = [*columns, *(pa.array(part) for part in identity)]
         self._out.examples.append(pa.RecordBatch.from_arrays(batch, schema=self.schema.examples))
@@ -233,12 +261,12 @@ class JoinIntake:
         times: Array,
         append: Array,
         identity: Array,
-        bits: Array,
+        labels: list[pa.Array],
         adds: Array,
         negative: Array,
     ) -> None:
         self.counts.late += len(times)
-        columns = self._example_columns(features, times, append, hashes, bits, join_outputs.LATE)
+        columns = self._example_columns(features, times, append, hashes, labels, join_outputs.LATE)
         ids = late_identities(features.select(list(self.options.key)), times, identity)
         batch = [*columns, *(pa.array(part) for part in ids), pa.array(adds), pa.array(negative)]
         self._out.late.append(pa.RecordBatch.from_arrays(batch, schema=self.schema.late))

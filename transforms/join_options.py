@@ -9,6 +9,8 @@ from cuckooflow.errors import SpecError
 
 #: Labels are bits of one 64-bit word.
 LABELS_MAX = 64
+#: How the actions of a label become its value.
+LabelValue = Literal["flag", "count", "sum", "max"]
 #: State cells that the DoFn declares; ``state_buckets`` uses the first so many of them.
 STATE_CELLS = 32
 
@@ -18,14 +20,20 @@ class Label:
     """One label of an example.
 
     Attributes:
-        name: the example's column is ``label_<name>``, uint8, 0 or 1.
-        action: the action type that sets it.
+        name: the example's column is ``label_<name>``.
+        action: the action type that sets it; several labels may name one type.
         window_us: how long after the impression the action counts, microseconds, inclusive.
+        value: ``flag`` (default; uint8, 1 where there was such an action), ``count`` (uint32, how many),
+            ``sum`` or ``max`` (float64, of a column of the actions). 0 where there was none. All but ``flag``
+            need ``emit = complete``, as an eager example goes out with its first action.
+        column: of the actions, for ``sum`` and ``max``: a number of 0 or more, else the action is a dead letter.
     """
 
     name: str
     action: str
     window_us: int
+    value: LabelValue = "flag"
+    column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,16 @@ class JoinOptions:
             for label in self.labels
             if label.window_us < 0
         ]
+        for label in self.labels:
+            if (label.column is not None) != (label.value in ("sum", "max")):
+                faults.append(
+                    f"labels.{label.name}: expected a column with sum and max and with nothing else, received "
+                    f"value {label.value!r} and column {label.column!r}"
+                )
+            if label.value != "flag" and self.emit == "eager":
+                faults.append(
+                    f"labels.{label.name}.value: expected 'flag' with emit 'eager', received {label.value!r}"
+                )
         if self.emit not in ("complete", "eager"):
             faults.append(f"emit: expected 'complete' or 'eager', received {self.emit!r}")
         if not 4 <= self.state_buckets <= STATE_CELLS:

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -28,6 +27,8 @@ LATE_IMPRESSION = "late_impression"
 KEY_REUSED = "key_reused"
 #: No label names the action's type.
 UNKNOWN_ACTION = "unknown_action"
+#: A label sums or compares a column that is null or under 0 in this action.
+LABEL_VALUE = "label_value"
 #: A value does not fit the type that its column has in this job.
 SCHEMA_MISMATCH = "schema_mismatch"
 #: The input ended while an element before this row was still missing.
@@ -43,13 +44,16 @@ OUTSIDE_WINDOW = "outside_window"
 TOO_LATE = "too_late"
 
 
+_LABEL_TYPES = {"flag": pa.uint8(), "count": pa.uint32(), "sum": pa.float64(), "max": pa.float64()}
+
+
 @dataclass(frozen=True)
 class ExamplesSchema:
     """The columns of a job's examples.
 
     ``examples`` and ``late``: the impression's declared columns, then ``_time`` (int64, event time of
     the impression, microseconds), ``_append`` (int64, the latest append time of the rows that made
-    it), ``_hash`` (uint64, of the join key), ``label_<name>`` (uint8) for each label, ``_kind`` (int8,
+    it), ``_hash`` (uint64, of the join key), ``label_<name>`` (see ``Label.value``) for each label, ``_kind`` (int8,
     ``PRIMARY`` or ``LATE``), ``_id_hi`` and ``_id_lo`` (uint64, the identity). NegativeSampling adds
     ``_rate`` (float32). ``late`` has two columns more, at the end: ``_negative_kept`` (bool, the
     examples log holds this impression with one of these labels at 0) and, until NegativeSampling has
@@ -73,6 +77,7 @@ class ExamplesSchema:
         """
         asked = [*self.options.key, self.options.action_type]
         asked += [self.options.action_id] if self.options.action_id is not None else []
+        asked += [label.column for label in self.options.labels if label.column is not None]
         faults = [
             f"actions: expected a column {name!r}, declared are {self.actions.names}"
             for name in asked
@@ -101,7 +106,10 @@ class ExamplesSchema:
     def examples(self) -> pa.Schema:
         """Of the main output."""
         added = [("_time", pa.int64()), ("_append", pa.int64()), ("_hash", pa.uint64())]
-        added += [(name, pa.uint8()) for name in self.label_columns]
+        added += [
+            (name, _LABEL_TYPES[label.value])
+            for name, label in zip(self.label_columns, self.options.labels, strict=True)
+        ]
         added += [("_kind", pa.int8()), ("_id_hi", pa.uint64()), ("_id_lo", pa.uint64())]
         return pa.schema([*self.impressions, *(pa.field(*entry) for entry in added)])
 
@@ -120,13 +128,6 @@ class ExamplesSchema:
     def waiting_actions(self) -> pa.Schema:
         """Of an action while it waits: its columns and the source's."""
         return pa.schema([*self.actions, *ROW_COLUMNS])
-
-    def label_values(self, bits: npt.NDArray[np.uint64]) -> list[pa.Array]:
-        """(n,) uint8 for each label, from bit words."""
-        return [
-            pa.array(((bits >> np.uint64(i)) & np.uint64(1)).astype(np.uint8))
-            for i in range(len(self.options.labels))
-        ]
 
 
 @dataclass

@@ -127,6 +127,9 @@ class LabelRules:
         for code, window, _ in self._rules:
             windows[code] = max(windows[code], window)
         self.windows_us = np.array(windows, np.int64)
+        self._labels = options.labels
+        #: Columns of the actions that some label sums or compares.
+        self.columns = tuple(dict.fromkeys(n.column for n in options.labels if n.column is not None))
 
     def codes(self, types: pa.Array) -> npt.NDArray[np.int16]:
         """(n,) int16 code of each action's type, -1 where no label names it."""
@@ -140,6 +143,58 @@ class LabelRules:
         for code, window, bit in self._rules:
             bits |= ((codes == code) & (delays <= window)).astype(np.uint64) << np.uint64(bit)
         return bits
+
+    def valued(self, codes: Array, actions: pa.RecordBatch) -> tuple[Mask, npt.NDArray[np.uint64]]:
+        """Which actions have the values that their labels need, and the labels that they can set at all.
+
+        A value of 0 is there, but leaves its label at 0.
+
+        Returns:
+            (n,) bool and (n,) uint64.
+        """
+        valid = np.ones(len(codes), bool)
+        sets = np.full(len(codes), np.iinfo(np.uint64).max, np.uint64)
+        for code, _, bit in self._rules:
+            column = self._labels[bit].column
+            if column is not None:
+                values = actions.column(column).cast(pa.float64(), safe=False)
+                numbers = pc.fill_null(values, -1.0).to_numpy(zero_copy_only=False)
+                mine = codes == code
+                valid &= ~mine | (numbers >= 0)
+                sets[mine & (numbers == 0)] &= ~(np.uint64(1) << np.uint64(bit))
+        return valid, sets
+
+    def values(self, rows: int, which: Array, bits: Array, actions: pa.RecordBatch | None) -> list[pa.Array]:
+        """The label columns of examples.
+
+        Args:
+            rows: how many examples.
+            which: (k,) the example of each action.
+            bits: (k,) uint64, the labels that it sets.
+            actions: (k,) rows with :attr:`columns`; None where there are no such columns.
+        """
+        found = []
+        for bit, label in enumerate(self._labels):
+            mine = np.flatnonzero((bits >> np.uint64(bit)) & np.uint64(1))
+            at = which[mine]
+            if label.value == "flag":
+                flags = np.zeros(rows, np.uint8)
+                flags[at] = 1
+                found.append(pa.array(flags))
+                continue
+            if label.value == "count":
+                found.append(pa.array(np.bincount(at, minlength=rows).astype(np.uint32)))
+                continue
+            assert actions is not None
+            column = actions.column(label.column).cast(pa.float64(), safe=False)
+            values = column.to_numpy(zero_copy_only=False)[mine]
+            if label.value == "sum":
+                found.append(pa.array(np.bincount(at, values, minlength=rows)))
+            else:
+                most = np.zeros(rows)
+                np.maximum.at(most, at, values)
+                found.append(pa.array(most))
+        return found
 
 
 def action_identities(options: JoinOptions, batch: pa.RecordBatch, times: Array) -> npt.NDArray[np.uint64]:

@@ -1,7 +1,7 @@
 """Rows of the examples log as the trainer takes them: encoded features, targets, positions.
 
 Columns read beside the features' (see the join's output): ``_offset``, ``_row``, ``_time``, ``_append``,
-``label_<name>`` (null: unknown), and where they are there ``_kind`` (0 primary, 1 late), ``_rate`` (the share
+``label_<name>`` (null: unknown; positive where it is not 0), and where they are there ``_kind`` (0 primary, 1 late), ``_rate`` (the share
 of all-negative examples that was kept) and ``_negative_kept`` (late rows: whether the earlier negative
 was trained on).
 """
@@ -107,7 +107,7 @@ def training_rows(model: Model, batch: pa.RecordBatch, correction: Correction) -
         column = _column(batch, f"label_{name}")
         if column is not None:
             known[:, k] = column.is_valid().to_numpy(zero_copy_only=False)
-            labels[:, k] = _numbers(column, np.uint8) != 0
+            labels[:, k] = _numbers(column, np.float64) != 0
     rates: Floats = np.asarray(_numbers(_column(batch, "_rate"), np.float32, 1.0, rows), np.float32)
     late = _numbers(_column(batch, "_kind"), np.int8, 0, rows) == 1
     kept = _numbers(_column(batch, "_negative_kept"), np.uint8, 0, rows) != 0
@@ -170,5 +170,5 @@ def _all_negative(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
     result = np.ones(batch.num_rows, np.bool_)
     for index, name in enumerate(batch.schema.names):
         if name.startswith("label_"):
-            result &= _numbers(batch.column(index), np.uint8) == 0
+            result &= _numbers(batch.column(index), np.float64) == 0
     return result
