@@ -47,7 +47,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"cuckooflow": ["py.typed"]},
+    package_data={"cuckooflow": ["py.typed"], "cuckooflow.runners.cluster": ["pins/*.sha256"]},
     install_requires=[requirements[name] for name in LIGHT],
     extras_require={"pipelines": [line for name, line in requirements.items() if name not in LIGHT]},
     entry_points={"console_scripts": ["cuckooflow = cuckooflow.pipelines.cli:main"]},
