@@ -1,7 +1,7 @@
 """The folder of downloads: filled once, shared by every cluster of a user.
 
-An entry appears whole: it is filled under another name and renamed. Two processes that want the
-same entry wait for each other at a lock file.
+An entry is whole once its stamp is there, which comes last; what has none is made anew. Two
+processes that want the same entry wait for each other at a lock file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 from cuckooflow.errors import ToolMissing
 
+#: The file that says that an entry is whole.
+STAMP = ".complete"
 CACHE_VARIABLE = "CUCKOOFLOW_CACHE"
 _CHUNK_BYTES = 1 << 20
 
@@ -28,16 +30,14 @@ def default_cache() -> Path:
 def cached_folder(cache: Path, name: str, fill: Callable[[Path], None]) -> Path:
     """The entry ``name``; where it is not there yet, ``fill`` is handed an empty folder for it."""
     entry = cache / name
-    if entry.is_dir():
-        return entry
-    cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache / f"{name}.lock"):
-        if not entry.is_dir():
-            beside = cache / f".{name}.partial"
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir()
-            fill(beside)
-            beside.rename(entry)
+    if not (entry / STAMP).exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with locked(cache / f"{name}.lock"):
+            if not (entry / STAMP).exists():
+                shutil.rmtree(entry, ignore_errors=True)
+                entry.mkdir()
+                fill(entry)
+                (entry / STAMP).touch()
     return entry
 
 

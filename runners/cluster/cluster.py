@@ -7,23 +7,26 @@ and by nothing else.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cuckooflow.errors import PartFailed, SpecError
 from cuckooflow.runners.cluster.cache import default_cache, locked
+from cuckooflow.runners.cluster.flink import JobManager, TaskManager
+from cuckooflow.runners.cluster.job_server import JobServer
 from cuckooflow.runners.cluster.kafka import Kafka
-from cuckooflow.runners.cluster.part import Part, Place
+from cuckooflow.runners.cluster.part import Part
+from cuckooflow.runners.cluster.place import ClusterOptions, Place
 from cuckooflow.runners.cluster.ports import free_port, is_free
 from cuckooflow.runners.cluster.processes import Started, start
+from cuckooflow.runners.cluster.workers import Workers
 
 #: In the order of their start; they are stopped in the reverse one.
-_PARTS: tuple[Part, ...] = (Kafka(),)
+_PARTS: tuple[Part, ...] = (Kafka(), JobManager(), TaskManager(), JobServer(), Workers())
 ALL_PARTS: tuple[str, ...] = tuple(part.name for part in _PARTS)
 
 _POLL_S = 0.1
@@ -75,29 +78,40 @@ class LocalCluster:
     Args:
         folder: of this cluster; made when it is not there.
         cache: of downloads, default :func:`default_cache`.
+        options: default those that the folder's cluster was started with, else as they say. They hold for
+            parts that are started from now on.
 
     Several objects, also in other processes, may stand for the same folder; starts and stops wait for each other.
     """
 
-    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, cache: Path | None = None, options: ClusterOptions | None = None
+    ) -> None:
         self._folder = folder.resolve()
         self._cache = (cache or default_cache()).resolve()
+        self._options = options
+
+    @property
+    def folder(self) -> Path:
+        """Where it lives; absolute."""
+        return self._folder
 
     def up(self, parts: Sequence[str] = ALL_PARTS) -> ClusterAddresses:
         """Start those of ``parts`` that do not run, and wait until all of them answer.
 
         Raises:
-            SpecError: there is no such part.
+            SpecError: there is no such part, or one of them needs another that neither runs nor is named.
             PartFailed: a part ended, or did not answer within its bound; its log is kept.
             ClusterError: what a part needs could not be had.
         """
-        wanted = _named(parts)
+        wanted = self._named(parts)
         with self._locked():
-            place = self._place(wanted)
+            place = self._place()
             missing = [part for part in wanted if self._running(part) is None]
-            commands = [part.command(place) for part in missing]
-            for part, command in zip(missing, commands, strict=True):
-                start(command, self._log(part)).save(self._pid_file(part))
+            for part in missing:
+                part.fetch(place)  # before anything is started: it may take minutes
+            for part in missing:
+                start(part.command(place), self._log(part)).save(self._pid_file(part))
             for part in wanted:
                 self._wait(part, place)
         return self.addresses()
@@ -106,8 +120,19 @@ class LocalCluster:
         """Start one part, as :meth:`up` does, in the place where it was before."""
         self.up([part])
 
+    def fetch(self, parts: Sequence[str] = ALL_PARTS) -> None:
+        """Have in the cache whatever ``parts`` need; start nothing.
+
+        Raises:
+            ClusterError: something could not be had.
+        """
+        for part in self._named(parts, alone=True):
+            part.fetch(self._loaded())
+
     def down(self) -> None:
         """End every part that was started here, the last started first. Idempotent; data and logs stay."""
+        if not self._folder.is_dir():
+            return
         with self._locked():
             for part in reversed(_PARTS):
                 started = Started.load(self._pid_file(part))
@@ -117,15 +142,23 @@ class LocalCluster:
 
     def status(self) -> list[PartStatus]:
         """How every part is, in the order of their start."""
-        return [self._status(part, Place(self._folder, self._cache, self._ports())) for part in _PARTS]
+        place = self._loaded()
+        return [self._status(part, place) for part in _PARTS]
 
     def addresses(self) -> ClusterAddresses:
         """Where the parts that were started are reached."""
-        place = Place(self._folder, self._cache, self._ports())
+        place = self._loaded()
         found = {
-            part.name: part.address(place) if Started.load(self._pid_file(part)) else None for part in _PARTS
+            part.name: part.address(place)
+            for part in _PARTS
+            if Started.load(self._pid_file(part)) is not None
         }
-        return ClusterAddresses(kafka=found["kafka"])
+        return ClusterAddresses(
+            kafka=found.get("kafka"),
+            flink_rest=found.get("jobmanager"),
+            job_endpoint=found.get("jobserver"),
+            worker_pool=found.get("workers"),
+        )
 
     def pid(self, part: str) -> int:
         """The process id of a part that runs.
@@ -133,7 +166,7 @@ class LocalCluster:
         Raises:
             PartFailed: it does not run.
         """
-        (wanted,) = _named([part])
+        (wanted,) = self._named([part], alone=True)
         started = self._running(wanted)
         if started is None:
             raise PartFailed(
@@ -141,7 +174,28 @@ class LocalCluster:
             )
         return started.pid
 
+    def worker_pids(self) -> list[int]:
+        """The process ids of the Python workers that the pool has started and that still run."""
+        (pool,) = self._named(["workers"], alone=True)
+        started = Started.load(self._pid_file(pool))
+        return [] if started is None else started.children()
+
     # --- parts
+
+    def _named(self, names: Sequence[str], alone: bool = False) -> list[Part]:
+        unknown = [name for name in names if name not in ALL_PARTS]
+        if unknown:
+            raise SpecError(f"expected parts among {', '.join(ALL_PARTS)}, received {', '.join(unknown)}")
+        wanted = [part for part in _PARTS if part.name in names]
+        have = {*names, *(part.name for part in _PARTS if self._running(part) is not None)}
+        for part in wanted if not alone else ():
+            lacking = [name for name in part.needs if name not in have]
+            if lacking:
+                raise SpecError(
+                    f"{part.name} needs {', '.join(lacking)}: expected it among the parts or running, received "
+                    f"{', '.join(names)}"
+                )
+        return wanted
 
     def _running(self, part: Part) -> Started | None:
         started = Started.load(self._pid_file(part))
@@ -185,27 +239,19 @@ class LocalCluster:
     def _log(self, part: Part) -> Path:
         return self._folder / "logs" / f"{part.name}.log"
 
-    def _ports(self) -> dict[str, int]:
-        file = self._folder / "cluster.json"
-        return dict(json.loads(file.read_text())["ports"]) if file.exists() else {}
+    def _loaded(self) -> Place:
+        place = Place.load(self._folder, self._cache)
+        return place if self._options is None else replace(place, options=self._options)
 
-    def _place(self, wanted: Sequence[Part]) -> Place:
-        """With a port for everything that will listen; new ones where another program took the old."""
-        ports = self._ports()
+    def _place(self) -> Place:
+        """With a port for everything that may listen; new ones where another program took the old."""
+        place = self._loaded()
+        ports = dict(place.ports)
         if not any(self._running(part) for part in _PARTS):
             ports = {name: port for name, port in ports.items() if is_free(port)}
-        for part in wanted:
-            for name in part.ports:
-                ports.setdefault(name, free_port(ports.values()))
-        file = self._folder / "cluster.json"
-        beside = file.with_name(".cluster.json.tmp")
-        beside.write_text(json.dumps({"ports": ports}, indent=2))
-        beside.rename(file)
-        return Place(self._folder, self._cache, ports)
-
-
-def _named(names: Sequence[str]) -> list[Part]:
-    unknown = [name for name in names if name not in ALL_PARTS]
-    if unknown:
-        raise SpecError(f"expected parts among {', '.join(ALL_PARTS)}, received {', '.join(unknown)}")
-    return [part for part in _PARTS if part.name in names]
+        for name in (name for part in _PARTS for name in part.ports):
+            if name not in ports:
+                ports[name] = free_port(ports.values())
+        place = place.with_ports(ports)
+        place.save()
+        return place

@@ -11,7 +11,8 @@ from cuckooflow.errors import PartFailed
 from cuckooflow.runners.cluster import versions
 from cuckooflow.runners.cluster.cache import tool
 from cuckooflow.runners.cluster.maven import Artifact, jars
-from cuckooflow.runners.cluster.part import Part, Place
+from cuckooflow.runners.cluster.part import Part
+from cuckooflow.runners.cluster.place import Place
 from cuckooflow.runners.cluster.ports import LOOPBACK, accepts
 from cuckooflow.runners.cluster.processes import Command
 
@@ -41,6 +42,8 @@ transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
+broker.session.timeout.ms=6000
+broker.heartbeat.interval.ms=1000
 group.initial.rebalance.delay.ms=0
 log.cleaner.dedupe.buffer.size=16777216
 message.max.bytes={message_max_bytes}
@@ -67,7 +70,7 @@ class Kafka(Part):
     def command(self, place: Place) -> Command:
         home = place.folder / "kafka"
         home.mkdir(exist_ok=True)
-        lib = jars(place.cache, "kafka", _ARTIFACTS)
+        lib = jars(place.cache, self.name, _ARTIFACTS)
         (home / "server.properties").write_text(
             _PROPERTIES.format(
                 host=LOOPBACK,
@@ -83,6 +86,9 @@ class Kafka(Part):
             self._format(home, lib, java)
         words = [java, "-Xmx512m", f"-Dlog4j2.configurationFile={home / 'log4j2.properties'}"]
         return Command([*words, "-cp", f"{lib}/*", "kafka.Kafka", str(home / "server.properties")], home, {})
+
+    def fetch(self, place: Place) -> None:
+        jars(place.cache, self.name, _ARTIFACTS)
 
     def answers(self, place: Place) -> bool:
         if not accepts(place.ports["kafka"]):  # kafka-python leaves a socket open for each refused connection

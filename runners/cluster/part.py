@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
+from cuckooflow.runners.cluster.place import Place
 from cuckooflow.runners.cluster.processes import Command
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a cluster lives.
-
-    Attributes:
-        folder: of configuration, data, logs and pid files; absolute.
-        cache: of downloads; absolute.
-        ports: name -> port on loopback, chosen once for a folder, so that a part comes back where it was.
-    """
-
-    folder: Path
-    cache: Path
-    ports: Mapping[str, int]
 
 
 class Part(ABC):
     """One process of the cluster. Stateless: everything is in the place that it is handed."""
 
     name: ClassVar[str]
-    #: Names of the ports that it listens on; the first one's number is part of its address.
+    #: Names of the ports that it listens on.
     ports: ClassVar[tuple[str, ...]]
+    #: Names of the parts that it cannot do without.
+    needs: ClassVar[tuple[str, ...]] = ()
     #: How long it may take from its start until it answers.
     ready_timeout_s: ClassVar[float]
 
@@ -46,3 +31,11 @@ class Part(ABC):
     @abstractmethod
     def address(self, place: Place) -> str:
         """What a client is given."""
+
+    @abstractmethod
+    def fetch(self, place: Place) -> None:
+        """Have everything in the cache that :meth:`command` will want.
+
+        Raises:
+            ClusterError: something could not be had.
+        """

@@ -63,6 +63,10 @@ class Started:
         _reap(self.pid)
         return _has_token(self.pid, self.token)
 
+    def children(self) -> list[int]:
+        """The pids of what the process started, and of what that started, and still runs."""
+        return [pid for pid in _with_token(self.token) if pid != self.pid]
+
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """End the process and whatever it started; children that outlive it are killed.
 
