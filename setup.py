@@ -47,10 +47,15 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"cuckooflow": ["py.typed"]},
+    package_data={"cuckooflow": ["py.typed"], "cuckooflow.runners.cluster": ["pins/*.sha256"]},
     install_requires=[requirements[name] for name in LIGHT],
     extras_require={"pipelines": [line for name, line in requirements.items() if name not in LIGHT]},
-    entry_points={"console_scripts": ["cuckooflow = cuckooflow.pipelines.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "cuckooflow = cuckooflow.pipelines.cli:main",
+            "cuckooflow-worker = cuckooflow.runners.beam_worker:main",
+        ]
+    },
     ext_modules=[
         Pybind11Extension(
             "cuckooflow.embedding_store._native",

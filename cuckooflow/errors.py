@@ -137,6 +137,29 @@ class TrainingGap(CuckooflowError):
     """The store stands before what arrives, and what lies between cannot be read again."""
 
 
+# --- the local cluster ------------------------------------------------------------------------
+
+
+class ClusterError(CuckooflowError):
+    """The local cluster cannot do what was asked."""
+
+
+class ToolMissing(ClusterError):
+    """A program that the cluster needs is not installed. Install it."""
+
+
+class DownloadFailed(ClusterError):
+    """A package could not be had from its registry. Go online, or mend the registry's settings."""
+
+
+class DownloadDamaged(ClusterError):
+    """A download is not the one that was pinned. Remove it from the tool's own cache and try again."""
+
+
+class PartFailed(ClusterError):
+    """A part of the cluster ended, or did not answer within its bound. Its log says why."""
+
+
 # --- the demo -------------------------------------------------------------------------------
 
 

@@ -19,10 +19,11 @@ class RunnerPreset:
         make_runner: makes the runner; called once, when the pipeline runs.
         options: Beam's options, the user's own flags included.
         front_end: which source the poll core stands behind: ``generator`` for a runner that fuses
-            the whole pipeline in one process, ``splittable`` for one that checkpoints a source.
+            the whole pipeline in one process, ``splittable`` for one that checkpoints a source,
+            ``stateful`` where checkpoints grow with that one.
     """
 
     name: str
     make_runner: Callable[[], PipelineRunner]
     options: PipelineOptions
-    front_end: Literal["generator", "splittable"]
+    front_end: Literal["generator", "splittable", "stateful"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ settings.register_profile(
 )
 settings.load_profile("cuckooflow")
 
-_LAST = ("slow", "prism", "fault", "readme")
+_LAST = ("slow", "prism", "cluster", "fault", "readme")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,3 +52,20 @@ def prism() -> Path:
     if binary is None:
         pytest.skip(f"Prism is not installed; run make prism, or: {INSTALL}")
     return binary
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap address of a Kafka broker that the whole session shares: use topics of your own."""
+    from cuckooflow.runners.cluster import LocalCluster
+
+    missing = [name for name in ("java", "mvn") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"no Kafka here: {' and '.join(missing)} not on the PATH; install Java 17 and Maven")
+    cluster = LocalCluster(tmp_path_factory.mktemp("kafka"))
+    try:
+        address = cluster.up(["kafka"]).kafka
+        assert address is not None
+        yield address
+    finally:
+        cluster.down()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -9,7 +11,10 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cuckooflow.transforms.column_path import EACH, Place, format_path, parse_path, place_of
+from cuckooflow.transforms.documents import document_schema
 from cuckooflow.transforms.in_band import ROW_COLUMNS
+from cuckooflow.transforms.message_format import MessageFormat
 
 ColumnType = Literal[
     "string", "int64", "uint64", "float32", "float64", "bool", "time", "list<string>", "list<int64>"
@@ -39,6 +44,9 @@ class Column(BaseModel):
         zone: of ``iso`` times that do not say theirs, an IANA name, default UTC. A local time that a
             clock change skips or repeats is taken as the earlier one.
         required: a row without it is a dead letter, default true; else it may be null or absent.
+        path: where its values lie in a message, default under the column's own name. ``user.id``, ``tags[0]``;
+            ``items[].id`` of each item of the exploded list; a name with a dot in it as ``["a.b"]``. Of a
+            tf.Example the feature's name as it is, ``name[2]`` for one of its values, ``name[]`` for one a row.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +55,7 @@ class Column(BaseModel):
     unit: TimeUnit | None = None
     zone: str | None = None
     required: bool = True
+    path: str | None = Field(default=None, min_length=1, max_length=1024)
 
     @model_validator(mode="after")
     def _time_options(self) -> Column:
@@ -71,6 +80,13 @@ class Column(BaseModel):
         return pa.int64() if self.type == "time" else _ARROW[self.type]
 
     @property
+    def feature_kind(self) -> Literal["bytes_list", "int64_list", "float_list"]:
+        """Which list of a tf.Example's feature its values stand in."""
+        if self.type in ("string", "list<string>") or self.unit == "iso":
+            return "bytes_list"
+        return "float_list" if self.type in ("float32", "float64") else "int64_list"
+
+    @property
     def json_type(self) -> pa.DataType:
         """The type that it is read with from JSON, before a time's unit is applied."""
         if self.type != "time":
@@ -91,6 +107,7 @@ class EventSchema(BaseModel):
         action_id: which column tells two actions of one type on one impression apart; None: their time does.
         unknown_columns: ``ignore`` drops columns that are not declared; ``dead_letter`` refuses their
             rows, where their value is not null.
+        message: how the log's messages are read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,6 +118,7 @@ class EventSchema(BaseModel):
     action_type: str | None = None
     action_id: str | None = None
     unknown_columns: Literal["ignore", "dead_letter"] = "ignore"
+    message: MessageFormat = MessageFormat()
 
     @model_validator(mode="after")
     def _roles(self) -> EventSchema:
@@ -116,9 +134,84 @@ class EventSchema(BaseModel):
             faults += self._fault("action_type", self.action_type, ("string",))
         if self.action_id is not None:
             faults += self._fault("action_id", self.action_id, ("string", "int64", "uint64"))
+        if self.message.only is not None and self.action_type is None:
+            faults.append("only some action types are wanted, but no column is the action_type")
+        faults += self._path_faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _path_faults(self) -> list[str]:
+        faults, exploded = [], False
+        for name, column in self.columns.items():
+            try:
+                place = self._place(name, column)
+            except ValueError as error:
+                faults.append(f"column {name!r}: {error}")
+                continue
+            if place.inner is None:
+                continue
+            exploded = True
+            path = self.message.list_path
+            if self.message.kind != "tf_example" and place.outer != path:
+                listed = "no list" if path is None else format_path(path)
+                faults.append(
+                    f"column {name!r} goes through {format_path(place.outer)}[], but {listed} is exploded"
+                )
+        if self.message.explode is not None and not exploded:
+            faults.append(f"{self.message.explode} is exploded, but no column has a path through it")
+        if self.message.kind == "tf_example":
+            faults += self._feature_faults()
+        if faults or self.message.kind not in ("json", "avro"):
+            return faults
+        try:
+            _ = self.document_schema
+        except ValueError as error:
+            faults.append(str(error))
+        return faults
+
+    def _feature_faults(self) -> list[str]:
+        kinds: dict[str, str] = {}
+        faults = []
+        for name, column in self.columns.items():
+            feature, kind = str(self._place(name, column).outer[0]), column.feature_kind
+            if kinds.setdefault(feature, kind) != kind:
+                faults.append(
+                    f"column {name!r}: the feature {feature!r} cannot be {kinds[feature]} and {kind}"
+                )
+            if column.type.startswith("list") and self._place(name, column) != Place((feature,)):
+                faults.append(f"column {name!r}: one value of a feature is no list")
+        return faults
+
+    def _place(self, name: str, column: Column) -> Place:
+        if self.message.kind == "tf_example":
+            return _feature_place(column.path or name)
+        return Place((name,)) if column.path is None else place_of(parse_path(column.path))
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """Where each column lies in a message."""
+        return {name: self._place(name, column) for name, column in self.columns.items()}
+
+    @cached_property
+    def document_schema(self) -> pa.Schema:
+        """A message as a whole, as far as columns are declared."""
+        leaves = []
+        for name, place in self.places.items():
+            path = place.outer if place.inner is None else (*place.outer, EACH, *place.inner)
+            leaves.append((path, self.columns[name].json_type))
+        return document_schema(leaves)
+
+    @cached_property
+    def columns_in_turn(self) -> tuple[str, ...]:
+        """The columns as declared, the action type first where it decides what is looked at."""
+        if self.message.only is None or self.action_type is None:
+            return tuple(self.columns)
+        return (self.action_type, *(name for name in self.columns if name != self.action_type))
+
+    def wanted(self, action: object) -> bool:
+        """Whether rows of an action type are wanted; one without a type is, to be refused."""
+        return self.message.only is None or action is None or action in self.message.only
 
     def _fault(self, role: str, name: str, types: Annotated[tuple[str, ...], "allowed"]) -> list[str]:
         column = self.columns.get(name)
@@ -132,7 +225,7 @@ class EventSchema(BaseModel):
 
     @cached_property
     def json_schema(self) -> pa.Schema:
-        """What the columns are read as from JSON."""
+        """What the columns' values are read as from JSON."""
         return pa.schema([pa.field(name, column.json_type) for name, column in self.columns.items()])
 
     @cached_property
@@ -140,3 +233,20 @@ class EventSchema(BaseModel):
         """Parsed rows: the declared columns but the event time, then ``ROW_COLUMNS``."""
         declared = [pa.field(n, c.arrow_type) for n, c in self.columns.items() if n != self.time]
         return pa.schema([*declared, *ROW_COLUMNS])
+
+
+_FEATURE_SUFFIX = re.compile(r"(?P<name>.+?)(?:\[(?P<at>\d*)\])?")
+
+
+def _feature_place(path: str) -> Place:
+    """A tf.Example's feature: ``name``, ``name[2]`` or ``name[]``; any other character is the name's own.
+
+    >>> _feature_place("item.id/raw[]")
+    Place(outer=('item.id/raw',), inner=())
+    """
+    match = _FEATURE_SUFFIX.fullmatch(path)
+    assert match is not None, "a path is not empty"
+    name, at = match["name"], match["at"]
+    if at is None:
+        return Place((name,))
+    return Place((name,), ()) if not at else Place((name, int(at)))

@@ -53,7 +53,8 @@ PARSE_REASONS: tuple[str, ...] = (
     FUTURE_TIME,
 )
 
-#: ``row`` is -1 where the message as a whole was refused; ``value`` is null for a tombstone.
+#: ``row`` is -1 where the message as a whole was refused. ``value`` is null for a tombstone, and for a further
+#: refused item of a message that was exploded, whose bytes stand with the first one: to replay, skip these.
 DEAD_LETTER_SCHEMA = pa.schema(
     [
         pa.field("log", pa.string()),
@@ -117,7 +118,7 @@ def to_json_lines(batch: pa.RecordBatch) -> list[bytes]:
     """Dead letters as JSON, one a row.
 
     The original bytes stand in ``value`` where they are UTF-8, else in ``value_base64``; neither is
-    there for a tombstone.
+    there where :data:`DEAD_LETTER_SCHEMA` has null.
     """
     lines = []
     for row in batch.to_pylist():
@@ -132,7 +133,7 @@ def to_json_lines(batch: pa.RecordBatch) -> list[bytes]:
 
 
 def original_value(line: bytes) -> bytes | None:
-    """The original bytes of a dead letter that :func:`to_json_lines` wrote; None for a tombstone.
+    """The original bytes of a dead letter that :func:`to_json_lines` wrote; None where it has none.
 
     >>> original_value(b'{"reason":"malformed","value":"{"}')
     b'{'

@@ -1,39 +1,33 @@
 """Messages to validated rows, columnar; what is refused becomes a dead letter and the rest goes on.
 
-A message is one JSON object, or an Arrow IPC stream of many rows; which of the two is seen from its
-first bytes. Validation is complete here: nothing behind this point meets a missing key, a value of
-another type, NaN, or a time that cannot be.
+The format of a log's messages is declared (:mod:`cuckooflow.transforms.message_format`); each has a decoder
+in a file of its own, which answers rows of the declared columns. Validation is complete here: nothing behind
+this point meets a missing key, a value of another type, NaN, or a time that cannot be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cuckooflow.embedding_store.hashing import hash_rows
 from cuckooflow.logs.contract import MessageBatch
-from cuckooflow.transforms.batch_bytes import decode_stream, encode_batch
+from cuckooflow.transforms.arrow_messages import IPC_MAGIC, decode_arrow
 from cuckooflow.transforms.columns import EventSchema
-from cuckooflow.transforms.dead_letters import (
-    EMPTY,
-    MALFORMED,
-    MISSING_COLUMN,
-    TOMBSTONE,
-    UNKNOWN_COLUMN,
-    WRONG_TYPE,
-    Refused,
-    dead_letters,
-)
+from cuckooflow.transforms.dead_letters import EMPTY, TOMBSTONE, Refused, dead_letters
+from cuckooflow.transforms.decoded import OTHER_ACTION, Decoded, Rows
 from cuckooflow.transforms.in_band import NO_TIME_US
-from cuckooflow.transforms.json_rows import decode_json, decode_one
-from cuckooflow.transforms.row_checks import Checked, check_rows
+from cuckooflow.transforms.json_messages import decode_json
+from cuckooflow.transforms.json_one import decode_one
+from cuckooflow.transforms.row_checks import check_rows
+from cuckooflow.transforms.tf_example_messages import decode_tf_example
 
 I64 = npt.NDArray[np.int64]
-_IPC_MAGIC = b"\xff\xff\xff\xff"
 _BLANKS = b" \t\r\n"
 
 
@@ -44,10 +38,12 @@ class Parsed:
     Attributes:
         rows: in log order, in ``EventSchema.row_schema``; ``_wm`` is ``NO_TIME_US``, the poller sets it.
         dead: what was refused, by (offset, row), in ``DEAD_LETTER_SCHEMA``.
+        left_out: reason -> how many, see :attr:`~cuckooflow.transforms.decoded.Decoded.left_out`.
     """
 
     rows: pa.RecordBatch
     dead: pa.RecordBatch
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def parse_messages(
@@ -63,118 +59,141 @@ def parse_messages(
         batch: the messages.
         log: ``IMPRESSIONS`` or ``ACTIONS``, for the column ``_log``.
         log_name: for dead letters.
-        schema: what was declared.
+        schema: what was declared, the messages' format included.
         max_future_skew_us: an event time further past its append time is refused.
     """
     messages = batch.values.to_pylist()
-    refused: list[Refused] = []
-    objects: list[int] = []
-    parts: list[tuple[pa.Table, I64, I64]] = []  # checked rows; which message; row in the message
+    decoded = _decode(messages, schema)
+    parts = []
+    for part in decoded.parts:
+        wanted = _wanted(part, schema, decoded)
+        parts.append(_checked(wanted, messages, batch.append_us, schema, max_future_skew_us, decoded))
+    rows = _assemble(parts, batch, log, schema)
+    refused = _bytes_once(decoded.refused, messages)
+    dead = dead_letters(log_name, batch.partition, batch.offsets, batch.append_us, refused)
+    return Parsed(rows, dead, decoded.left_out)
+
+
+# --- by format ------------------------------------------------------------------------------
+
+
+def _decode(messages: Sequence[bytes | None], schema: EventSchema) -> Decoded:
+    """Every message to its format's decoder; what is no message in any format is refused here."""
+    decoded = Decoded()
+    kind = schema.message.kind
+    there: list[int] = []
+    arrow: list[int] = []
+    blanks: list[int] = []
     for i, message in enumerate(messages):
-        if message is not None and message[:1] == b"{":
+        if message is None:
+            refused = Refused(i, -1, TOMBSTONE, "expected a message, received a tombstone", None)
+            decoded.refused.append(refused)
+        elif kind == "json" and message[:1] != b"{":
+            (arrow if message[:4] == IPC_MAGIC else blanks).append(i)
+        elif not message:
+            decoded.refused.append(Refused(i, -1, EMPTY, "expected a message, received no bytes", message))
+        else:
+            there.append(i)
+    if blanks:
+        decoded.add(_json_behind_blanks(messages, blanks, schema))
+    for indices, decode in ((arrow, decode_arrow), (there, _DECODERS[kind])):
+        if indices:
+            chosen = messages if len(indices) == len(messages) else [messages[i] for i in indices]
+            decoded.add(decode(chosen, np.array(indices, np.int64), schema))  # type: ignore[arg-type]
+    return decoded
+
+
+_DECODERS: dict[str, Callable[[Sequence[bytes], I64, EventSchema], Decoded]] = {
+    "json": decode_json,
+    "arrow": decode_arrow,
+    "tf_example": decode_tf_example,
+}
+
+
+def _json_behind_blanks(
+    messages: Sequence[bytes | None], blanks: Sequence[int], schema: EventSchema
+) -> Decoded:
+    """Messages of a JSON log that do not begin with ``{``: nothing, an object behind blanks, or no object."""
+    decoded = Decoded()
+    objects: list[int] = []
+    for i in blanks:
+        message = messages[i] or b""
+        stripped = message.strip(_BLANKS)
+        if not stripped:
+            detail = "expected a message, received no more than blanks"
+            decoded.refused.append(Refused(i, -1, EMPTY, detail, message))
+        elif stripped[:1] == b"{":
             objects.append(i)
         else:
-            _sort_out(i, message, messages, objects, refused, parts, batch, schema, max_future_skew_us)
+            fault = decode_one(message, schema).fault
+            assert fault is not None, "only what begins with { is an object"
+            decoded.refused.append(Refused(i, -1, *fault, message))
     if objects:
-        chosen = messages if len(objects) == len(messages) else [messages[i] for i in objects]
-        table, at, faults = decode_json(chosen, schema)
-        index = np.array(objects, np.int64)
-        for i, (reason, detail) in faults.items():
-            refused.append(Refused(objects[i], 0, reason, detail, messages[objects[i]]))
-        whence = index[at]
-        checked = check_rows(table, schema, batch.append_us[whence], max_future_skew_us)
-        for row, (reason, detail) in checked.faults.items():
-            message_at = int(whence[row])
-            refused.append(Refused(message_at, 0, reason, detail, messages[message_at]))
-        parts.append(_without_faults(checked, whence, np.zeros(len(whence), np.int64), schema))
-    rows = _assemble(parts, batch, log, schema)
-    return Parsed(rows, dead_letters(log_name, batch.partition, batch.offsets, batch.append_us, refused))
+        bodies = [(messages[i] or b"").strip(_BLANKS) for i in objects]
+        answer = decode_json(bodies, np.array(objects, np.int64), schema)
+        for at, entry in enumerate(answer.refused):
+            if entry.value is not None:
+                answer.refused[at] = entry._replace(value=messages[entry.message])
+        decoded.add(answer)
+    return decoded
 
 
-def _sort_out(
-    i: int,
-    message: bytes | None,
-    messages: list[bytes | None],
-    objects: list[int],
-    refused: list[Refused],
-    parts: list[tuple[pa.Table, I64, I64]],
-    batch: MessageBatch,
+# --- what every format's rows go through ----------------------------------------------------
+
+
+def _wanted(part: Rows, schema: EventSchema, decoded: Decoded) -> Rows:
+    """Without the rows of action types that nobody wants, which are counted."""
+    name, only = schema.action_type, schema.message.only
+    if only is None or name is None or name not in part.table.schema.names:
+        return part
+    values = part.table.column(name).combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    known = pc.is_in(values, value_set=pa.array(only, values.type))
+    keep = pc.or_(known, pc.is_null(values)).to_numpy(zero_copy_only=False)
+    if keep.all():
+        return part
+    decoded.leave_out(OTHER_ACTION, len(keep) - int(keep.sum()))
+    return part.filter(keep)
+
+
+def _checked(
+    part: Rows,
+    messages: Sequence[bytes | None],
+    append_us: I64,
     schema: EventSchema,
     max_future_skew_us: int,
-) -> None:
-    """A message that does not begin with ``{``: refuse it, strip its blanks, or read it as Arrow."""
-    if message is None:
-        refused.append(Refused(i, -1, TOMBSTONE, "expected a message, received a tombstone", None))
-    elif message[:4] == _IPC_MAGIC:
-        try:
-            parts.append(_arrow_rows(i, message, refused, batch, schema, max_future_skew_us))
-        except _Whole as error:
-            refused.append(Refused(i, -1, error.reason, str(error), message))
-    elif not (stripped := message.strip(_BLANKS)):
-        refused.append(Refused(i, -1, EMPTY, "expected a message, received no more than blanks", message))
-    elif stripped[:1] == b"{":
-        messages[i] = stripped
-        objects.append(i)
-    else:
-        answer = decode_one(message, schema)
-        assert not isinstance(answer, dict), "only what begins with { is an object"
-        refused.append(Refused(i, -1, *answer, message))
-
-
-class _Whole(Exception):
-    """An Arrow message that is refused as a whole."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-def _arrow_rows(
-    i: int,
-    message: bytes,
-    refused: list[Refused],
-    batch: MessageBatch,
-    schema: EventSchema,
-    max_future_skew_us: int,
+    decoded: Decoded,
 ) -> tuple[pa.Table, I64, I64]:
-    try:
-        table = decode_stream(pa.py_buffer(message))
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _Whole(MALFORMED, f"expected a whole Arrow IPC stream: {error}") from None
-    names = table.schema.names
-    if len(set(names)) != len(names):
-        raise _Whole(MALFORMED, f"expected each column once, received {names}")
-    unknown = sorted(set(names) - set(schema.columns))
-    if unknown and schema.unknown_columns == "dead_letter":
-        raise _Whole(UNKNOWN_COLUMN, f"expected only declared columns, received {', '.join(unknown)}")
-    missing = [n for n, c in schema.columns.items() if c.required and n not in names]
-    if missing:
-        raise _Whole(
-            MISSING_COLUMN, f"expected the columns {', '.join(missing)}, received {', '.join(names)}"
-        )
-    count = table.num_rows
-    append_us = np.full(count, batch.append_us[i], np.int64)
-    try:
-        checked = check_rows(table, schema, append_us, max_future_skew_us)
-    except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _Whole(WRONG_TYPE, str(error)) from None
-    for row, (reason, detail) in checked.faults.items():
-        alone = table.slice(row, 1).combine_chunks().to_batches()[0]
-        refused.append(Refused(i, row, reason, detail, encode_batch(alone)))
-    return _without_faults(checked, np.full(count, i, np.int64), np.arange(count, dtype=np.int64), schema)
-
-
-def _without_faults(
-    checked: Checked, message: I64, row: I64, schema: EventSchema
-) -> tuple[pa.Table, I64, I64]:
+    """The rows that hold, as columns; the others are refused."""
+    checked = check_rows(part.table, schema, append_us[part.message], max_future_skew_us)
+    brought: set[int] = set()
+    for row, (reason, detail) in sorted(checked.faults.items()):
+        i = int(part.message[row])
+        value = messages[i] if part.bytes_of is None else part.bytes_of(row)
+        if part.shared is not None:
+            shared = int(part.shared[row])
+            value = None if shared in brought else value
+            brought.add(shared)
+        decoded.refused.append(Refused(i, int(part.row[row]), reason, detail, value))
     columns = {name: values for name, values in checked.columns.items() if name != schema.time}
     table = pa.table({**columns, "_time": pa.array(checked.time_us)})
+    message, row_in = part.message, part.row
     if checked.faults:
         keep = np.ones(len(message), np.bool_)
         keep[list(checked.faults)] = False
-        table, message, row = table.filter(pa.array(keep)), message[keep], row[keep]
-    return table, message, row
+        table, message, row_in = table.filter(pa.array(keep)), message[keep], row_in[keep]
+    return table, message, row_in
+
+
+def _bytes_once(refused: Sequence[Refused], messages: Sequence[bytes | None]) -> list[Refused]:
+    """By position; of the rows of one message, only the first brings the message's bytes."""
+    found: list[Refused] = []
+    for entry in sorted(refused, key=lambda entry: entry[:2]):
+        whole = entry.value is messages[entry.message]
+        again = whole and bool(found) and found[-1].message == entry.message
+        found.append(entry._replace(value=None) if again else entry)
+    return found
 
 
 def _assemble(

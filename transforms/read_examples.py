@@ -14,7 +14,7 @@ from cuckooflow.errors import LogError, OffsetOutOfRange, SpecError
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.transforms.examples_reader import ExamplesReader
-from cuckooflow.transforms.front_ends import FrontEnd, PollSourceTransform
+from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
 
 
@@ -191,8 +191,9 @@ class ReadExamples(PollSourceTransform):
     Args:
         path: the log's folder.
         options: see :class:`ExamplesOptions`.
-        front_end: ``generator`` for the in-process runner, ``splittable`` for the others.
+        front_end: see :mod:`~cuckooflow.transforms.front_ends`.
         poll_interval_us: the wait after a poll that found nothing, default 100 ms.
+        firing: for ``stateful``, see :class:`~cuckooflow.transforms.stateful_poll.Firing`.
 
     Raises:
         LogNotFound, OffsetOutOfRange, SpecError: see :class:`ExamplesPoller`; while the pipeline is built.
@@ -204,7 +205,8 @@ class ReadExamples(PollSourceTransform):
         options: ExamplesOptions | None = None,
         front_end: FrontEnd = "generator",
         poll_interval_us: int = 100_000,
+        firing: Firing | None = None,
     ) -> None:
         options = options or ExamplesOptions()
         _open_poller(path, options, None)
-        super().__init__(partial(_open_poller, path, options), front_end, poll_interval_us)
+        super().__init__(partial(_open_poller, path, options), front_end, poll_interval_us, firing)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.transforms.columns import EventSchema
-from cuckooflow.transforms.front_ends import FrontEnd, PollSourceTransform
+from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
 from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
 
 
@@ -43,8 +43,9 @@ class ReadLogs(PollSourceTransform):
     Args:
         impressions, actions: the logs.
         options: default as :class:`~cuckooflow.transforms.poll_core.PollOptions` says.
-        front_end: ``generator`` for the in-process runner, ``splittable`` for the others.
+        front_end: see :mod:`~cuckooflow.transforms.front_ends`.
         poll_interval_us: the wait after a poll that found nothing, default 100 ms.
+        firing: for ``stateful``, see :class:`~cuckooflow.transforms.stateful_poll.Firing`.
 
     Raises:
         LogNotFound, SpecError: a log is not there, or the two do not go together; while the pipeline is
@@ -58,7 +59,10 @@ class ReadLogs(PollSourceTransform):
         options: PollOptions | None = None,
         front_end: FrontEnd = "generator",
         poll_interval_us: int = 100_000,
+        firing: Firing | None = None,
     ) -> None:
         options = options or PollOptions()
         _open_poller(impressions, actions, options, None)
-        super().__init__(partial(_open_poller, impressions, actions, options), front_end, poll_interval_us)
+        super().__init__(
+            partial(_open_poller, impressions, actions, options), front_end, poll_interval_us, firing
+        )

@@ -89,6 +89,19 @@ def check_rows(table: pa.Table, schema: EventSchema, append_us: I64, max_future_
     return checked
 
 
+def type_fault(name: str, kind: pa.DataType, column: Column) -> str | None:
+    """Why values of an Arrow type cannot be a column's, whatever they are; None if some can."""
+    values = pa.array([], kind)
+    try:
+        if column.type == "time":
+            times_us(values, column)
+        else:
+            _as_declared(name, values, column, lambda *_: None)
+    except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return str(error)
+    return None
+
+
 def _as_declared(name: str, values: pa.Array, column: Column, mark: Any) -> pa.Array:
     """The values in the declared type; ``mark(bad, reason, detail)`` is told of rows that have none."""
     target, kind = column.arrow_type, values.type

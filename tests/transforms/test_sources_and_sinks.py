@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from cuckooflow.errors import LogNotFound, MessageTooLarge, OffsetOutOfRange, SpecError
@@ -23,7 +24,7 @@ from cuckooflow.logs.shared_writers import acquire_writer, release_writer
 from cuckooflow.runners import prism
 from cuckooflow.transforms.coders import Keyed, encode_batch
 from cuckooflow.transforms.columns import Column, EventSchema
-from cuckooflow.transforms.front_ends import PollTracker, allow_sources, stop_sources
+from cuckooflow.transforms.front_ends import Firing, PollTracker, allow_sources, stop_sources
 from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS, LOG_NAMES
 from cuckooflow.transforms.in_band_clock import InBandClock
 from cuckooflow.transforms.poll_core import PollOptions
@@ -40,6 +41,8 @@ SCHEMAS = {
     ),
 }
 OPTIONS = PollOptions(num_shards=4, max_skew_us=0, heartbeat_us=50_000, max_messages=20)
+#: The stateful front end's job ends with its logs, where the runner fires timers after the input's end.
+ENDS = Firing(endless=False)
 needs_prism = pytest.mark.skipif(prism.find_prism() is None, reason=f"no Prism binary; {prism.INSTALL}")
 
 
@@ -86,9 +89,15 @@ class Job:
                     writer.seal()
         self.written += count
 
-    def build(self, pipeline: beam.Pipeline, front_end: Any, options: PollOptions = OPTIONS) -> None:
+    def build(
+        self,
+        pipeline: beam.Pipeline,
+        front_end: Any,
+        options: PollOptions = OPTIONS,
+        firing: Firing = ENDS,
+    ) -> None:
         inputs = [LogInput(self.path / LOG_NAMES[log], SCHEMAS[log]) for log in (IMPRESSIONS, ACTIONS)]
-        source = pipeline | "Read" >> ReadLogs(*inputs, options, front_end, poll_interval_us=20_000)
+        source = pipeline | "Read" >> ReadLogs(*inputs, options, front_end, 20_000, firing)
         rows = source.main | "InOrder" >> beam.ParDo(InOrder()).with_output_types(Keyed)
         rows | "Examples" >> WriteExamples(self.examples.path)
         source.dead | "Dead" >> WriteJsonLines(self.dead.path)
@@ -163,24 +172,32 @@ def run_on_prism(build: Callable[[beam.Pipeline], Any]) -> None:
         build(pipeline)
 
 
-def test_in_process_a_bounded_read_gives_every_row(job: Job) -> None:
-    job.append(50, seal=True)
-    run_in_process(lambda p: job.build(p, "generator"))
-    job.check(appends=1)
-
-
-def runs(front_end: str) -> Callable[[Callable[[beam.Pipeline], Any]], None]:
-    return run_in_process if front_end == "generator" else run_on_prism
-
-
-front_ends = pytest.mark.parametrize(
-    "front_end",
-    ["generator", pytest.param("splittable", marks=[needs_prism, pytest.mark.prism, pytest.mark.slow])],
-)
+Run = Callable[[Callable[[beam.Pipeline], Any]], None]
+on_prism = [needs_prism, pytest.mark.prism, pytest.mark.slow]
+LIVE = [
+    pytest.param(run_in_process, "generator", id="in_process-generator"),
+    pytest.param(run_on_prism, "splittable", marks=on_prism, id="prism-splittable"),
+]
+#: With a seed that ends, neither runner waits for a timer that is due later: nothing comes while the logs grow.
+BOUNDED = [
+    *LIVE,
+    pytest.param(run_in_process, "stateful", id="in_process-stateful"),
+    pytest.param(run_on_prism, "stateful", marks=on_prism, id="prism-stateful"),
+]
+live_front_ends = pytest.mark.parametrize(("run", "front_end"), LIVE)
+front_ends = pytest.mark.parametrize(("run", "front_end"), BOUNDED)
 
 
 @front_ends
-def test_the_pipeline_is_live_until_the_logs_are_sealed(job: Job, front_end: str) -> None:
+def test_a_bounded_read_gives_every_row(job: Job, run: Run, front_end: str) -> None:
+    job.append(50)
+    options = PollOptions(num_shards=4, max_skew_us=0, max_messages=20, stop_at_end=True)
+    run(lambda p: job.build(p, front_end, options))
+    job.check(appends=1)
+
+
+@live_front_ends
+def test_the_pipeline_is_live_until_the_logs_are_sealed(job: Job, run: Run, front_end: str) -> None:
     """The keyed stage and the sink see rows while the source still runs; the next append goes through too."""
 
     def script() -> None:
@@ -189,18 +206,18 @@ def test_the_pipeline_is_live_until_the_logs_are_sealed(job: Job, front_end: str
             wait_for(lambda n=n: job.rows() == 30 * n, f"rows of append {n}")  # type: ignore[misc]
         job.append(0, seal=True)
 
-    run_beside(lambda: runs(front_end)(lambda p: job.build(p, front_end)), script)
+    run_beside(lambda: run(lambda p: job.build(p, front_end)), script)
     job.check(appends=4)
 
 
-@front_ends
-def test_stopping_ends_a_source_without_end_marks(job: Job, front_end: str) -> None:
+@live_front_ends
+def test_stopping_ends_a_source_without_end_marks(job: Job, run: Run, front_end: str) -> None:
     def script() -> None:
         job.append(10)
         wait_for(lambda: job.rows() == 30, "rows")
         stop_sources()
 
-    run_beside(lambda: runs(front_end)(lambda p: job.build(p, front_end)), script)
+    run_beside(lambda: run(lambda p: job.build(p, front_end)), script)
     clocks = [c for p in (0, 1) for t in messages(job.examples, p) for c in t.column("clock").to_pylist()]
     assert max(clocks) < 1 << 60  # nothing was told that the logs have ended
 
@@ -208,12 +225,21 @@ def test_stopping_ends_a_source_without_end_marks(job: Job, front_end: str) -> N
 @needs_prism
 @pytest.mark.prism
 @pytest.mark.slow
-def test_on_prism_a_bounded_read_gives_every_row(job: Job) -> None:
-    job.append(50)
-    run_on_prism(
-        lambda p: job.build(p, "splittable", PollOptions(num_shards=4, max_skew_us=0, stop_at_end=True))
-    )
-    job.check(appends=1)
+def test_on_prism_an_endless_seed_is_live_until_the_job_is_cancelled(job: Job) -> None:
+    """The stateful front end as it is on Flink, whose job does not end with its logs."""
+    preset = prism.preset([])
+    pipeline = beam.Pipeline(preset.make_runner(), options=preset.options)
+    job.build(pipeline, "stateful", firing=Firing())
+    job.append(10)
+    result = pipeline.run()
+    try:
+        wait_for(lambda: job.rows() == 30, "the first rows")
+        job.append(10, seal=True)
+        wait_for(lambda: job.rows() == 60, "the last rows")
+        assert not PipelineState.is_terminal(result.state)
+    finally:
+        result.cancel()
+    job.check(appends=2)
 
 
 # --- examples -------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""What stands behind a source: a poller that can say where it is, and how sources are told to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+
+#: The tag of a source's second output.
+DEAD = "dead"
+
+#: Set by :func:`stop_sources`.
+STOP = threading.Event()
+
+
+def stop_sources() -> None:
+    """End every source of this process after its current poll, without end marks: nothing drains."""
+    STOP.set()
+
+
+def allow_sources() -> None:
+    """Take :func:`stop_sources` back, so that a new pipeline of this process can read."""
+    STOP.clear()
+
+
+def wall_clock_us() -> int:
+    """The wall clock, microseconds since the epoch."""
+    return time.time_ns() // 1_000
+
+
+class PollAnswer(Protocol):
+    """What one poll gave; ``progressed`` is false where the caller may wait before the next."""
+
+    @property
+    def elements(self) -> Sequence[tuple[int, pa.RecordBatch]]: ...
+
+    @property
+    def dead(self) -> Sequence[pa.RecordBatch]: ...
+
+    @property
+    def progressed(self) -> bool: ...
+
+
+class Poller(Protocol):
+    """What stands behind a source."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will follow."""
+        ...
+
+    def poll(self, now_us: int) -> PollAnswer:
+        """Read what is there, bounded; never wait."""
+        ...
+
+    def state(self) -> bytes:
+        """Where it stands, to go on from later."""
+        ...
+
+
+#: Makes a poller from its state, or a new one from None. Travels to the worker, so it must pickle.
+OpenPoller = Callable[[bytes | None], Poller]
+
+
+def outputs(answer: PollAnswer) -> Iterator[Any]:
+    """A poll's elements and, tagged ``DEAD``, its dead letters, as a DoFn yields them."""
+    yield from answer.elements
+    for letters in answer.dead:
+        yield beam.pvalue.TaggedOutput(DEAD, letters)
+
+
+# --- between two bundles --------------------------------------------------------------------
+
+#: A source's place in a runner's hands: a new one, one with the poller's state, one that has ended.
+NEW, GOES_ON, DONE = b"N", b"S", b"D"
+
+
+class WaitingPollers:
+    """Pollers of this process between two bundles, by source, so that the next bundle need not build one.
+
+    The runner's state decides: a poller goes on only where it stands exactly at the place that the runner
+    hands out. After a failed bundle, or a recovery from a checkpoint, it does not, and is dropped. One entry for each
+    source in this process. Thread-safe; a poller that was taken is nobody else's.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, tuple[bytes, Poller]] = {}
+        self._lock = threading.Lock()
+
+    def keep(self, source: str, place: bytes, poller: Poller) -> None:
+        """Put a poller that stands at ``place`` aside for the next bundle."""
+        with self._lock:
+            self._waiting[source] = (place, poller)
+
+    def take(self, source: str, place: bytes) -> Poller | None:
+        """The source's poller if it stands at ``place``; in any case none waits afterwards."""
+        with self._lock:
+            waiting = self._waiting.pop(source, None)
+        return waiting[1] if waiting is not None and waiting[0] == place else None
+
+
+WAITING = WaitingPollers()
+
+
+def resume(source: str, place: bytes, open_poller: OpenPoller) -> tuple[Poller, bool]:
+    """The poller that stands at ``place``, and whether it had to be opened."""
+    poller = WAITING.take(source, place)
+    if poller is not None:
+        return poller, False
+    return open_poller(None if place == NEW else place[len(GOES_ON) :]), True
+
+
+def place_of(poller: Poller) -> bytes:
+    """What the runner keeps of a poller."""
+    return DONE if poller.ended else GOES_ON + poller.state()
