@@ -157,8 +157,7 @@ class JoinCore(JoinIntake):
         which, actions = which[inside], actions[inside]
         first = self._first_actions(which, actions)
         self.counts.used += int(first.sum())
-        self.counts.actions_repeated += int((~first).sum())
-        self._actions.release(actions[~first])
+        self._drop_repeated(actions[~first])
         which, actions = which[first], actions[first]
         return which, actions, self._bits(actions, times[which])
 
@@ -236,8 +235,7 @@ class JoinCore(JoinIntake):
         repeated = candidate.copy()
         repeated[rows[first]] = False
         rows = rows[first]
-        self.counts.actions_repeated += int(repeated.sum())
-        self._actions.release(actions[repeated])
+        self._drop_repeated(actions[repeated])
         if len(rows):
             bits = self._bits(actions[rows], state["_time"][rows])
             before = state["_labels"][rows] | earlier_bits(buckets[rows], at[rows], bits)

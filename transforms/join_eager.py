@@ -113,8 +113,7 @@ class EagerJoinCore(JoinCore):
             there = owners * np.int64(len(names)) + np.searchsorted(names, identities)
             here = at * np.int64(len(names)) + np.searchsorted(names, self._actions.get("identity", met))
             first &= ~np.isin(here, there)
-        self.counts.actions_repeated += int((~first).sum())
-        self._actions.release(met[~first])
+        self._drop_repeated(met[~first])
         self._give_met(at[first], met[first])
 
     def _give_met(self, at: Slots, met: Slots) -> None:

@@ -271,6 +271,10 @@ class JoinIntake:
         batch = [*columns, *(pa.array(part) for part in ids), pa.array(adds), pa.array(negative)]
         self._out.late.append(pa.RecordBatch.from_arrays(batch, schema=self.schema.late))
 
+    def _drop_repeated(self, actions: Slots) -> None:
+        self.counts.actions_repeated += len(actions)
+        self._actions.release(actions)
+
     def _give_unmatched(self, actions: Slots, reason: str) -> None:
         if len(actions):
             self._unmatched(self._actions.gather(actions), reason)
