@@ -220,3 +220,22 @@ class StoreOverloaded(StoreError):
 
 class Unauthenticated(StoreError):
     """The store asks for another bearer token than it received. Give the client the store's token."""
+
+
+# --- backfill -------------------------------------------------------------------------------
+
+
+class DayNotWhole(CuckooflowError):
+    """A day of files is not there, or not as its manifest says. Make the day (again), then read it."""
+
+
+class InputFileWrong(CuckooflowError):
+    """A file of a bounded input is not there, not what it was when it was listed, or not what the spec says."""
+
+
+class BackfillBusy(CuckooflowError):
+    """Another backfill writes into this folder, or was killed in it. Wait, resume it, or use ``--restart``."""
+
+
+class BackfillUnbalanced(CuckooflowError):
+    """Rows in and rows out of a day do not add up. Nothing of that day was replaced; report it as a defect."""

@@ -7,10 +7,11 @@ and reports every fault at once.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cuckooflow.models.duration import DurationUs
 from cuckooflow.models.features import FeatureSpec
@@ -216,6 +217,53 @@ class ServingSpec(Section):
     rows: Literal["float32", "float16", "int8"] = "float32"
 
 
+class FilesSpec(Section):
+    """Files of one log's events, for a backfill.
+
+    Attributes:
+        files: a path relative to the job's ``dir``, or an address such as ``gs://bucket/...``; ``*`` stands for
+            any name, ``**`` for any path.
+        format: ``parquet``, or ``json`` for one object a line; compressed where the name ends in .gz, .bz2 or .zst.
+        layout: ``rows`` (default): a column a field. ``messages``: each row is a message as it was in the log.
+        partition, offset, row: columns that say where a row lay in its log, so that it may lie anywhere in any
+            file; default none: a file is a partition in its own order.
+        append: the column that says when it was appended, integer microseconds or a timestamp; default none.
+        append_until: where no column says it: when all of it had been appended (ISO 8601), UTC if it says none.
+        value: of ``messages``, the column of the bytes, default ``value``; in JSON also ``<value>_base64``.
+    """
+
+    files: str = Field(min_length=1)
+    format: Literal["parquet", "json"]
+    layout: Literal["rows", "messages"] = "rows"
+    partition: str | None = None
+    offset: str | None = None
+    row: str | None = None
+    append: str | None = None
+    append_until: datetime | None = None
+    value: str = "value"
+
+    @model_validator(mode="after")
+    def _places(self) -> FilesSpec:
+        if (self.append is None) == (self.append_until is None):
+            raise ValueError("one of append and append_until, which says when events had arrived")
+        if (self.partition is None) != (self.offset is None):
+            raise ValueError("both of partition and offset, or neither")
+        if self.row is not None and (self.offset is None or self.layout == "messages"):
+            raise ValueError("row only beside offset, and in the layout rows")
+        return self
+
+
+class BackfillSpec(Section):
+    """Where the backfill of the join reads.
+
+    Attributes:
+        impressions, actions: files; default none: the job's log.
+    """
+
+    impressions: FilesSpec | None = None
+    actions: FilesSpec | None = None
+
+
 class JobSpec(Section):
     """A job. ``dir``: its folder, relative to the YAML file; every other path is relative to it."""
 
@@ -232,6 +280,7 @@ class JobSpec(Section):
     store: StoreSpec = StoreSpec()
     snapshots: SnapshotsSpec = SnapshotsSpec()
     serving: ServingSpec = ServingSpec()
+    backfill: BackfillSpec = BackfillSpec()
 
     def path(self, relative: Path) -> Path:
         """A path of the spec, resolved against the job's folder."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.embedding_store.resharding import shard_folder
 from cuckooflow.models import registry
 from cuckooflow.models.base import Model
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.transforms.columns import Column, EventSchema
+from cuckooflow.transforms.in_band import ROW_COLUMNS
 from cuckooflow.transforms.join_options import JoinOptions, Label
 from cuckooflow.transforms.poll_core import PollOptions
 from cuckooflow.transforms.snapshot_publisher import SnapshotOptions
@@ -78,6 +81,14 @@ def action_schema(job: JobSpec) -> EventSchema:
         action_type=join.action_type,
         action_id=join.action_id,
     )
+
+
+def declared_columns(job: JobSpec) -> tuple[pa.Schema, pa.Schema]:
+    """Columns of impressions and actions as rows carry them: without the event time and our own."""
+    own = {field.name for field in ROW_COLUMNS}
+    both = (impression_schema(job).row_schema, action_schema(job).row_schema)
+    impressions, actions = (pa.schema([f for f in schema if f.name not in own]) for schema in both)
+    return impressions, actions
 
 
 def poll_options(job: JobSpec, stop_at_end: bool) -> PollOptions:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
@@ -36,16 +37,7 @@ def run_pipeline(name: str, job: JobSpec, runner: str, stop_at_end: bool, beam_a
         signal.signal(number, stop)
     pipeline = beam.Pipeline(runner=preset.make_runner(), options=preset.options)
     _build(name, pipeline, job, preset.front_end, stop_at_end)
-    try:
-        result = pipeline.run()
-        state = result.wait_until_finish()
-    except Exception as e:
-        named = _named_cause(e)
-        if named is None:
-            raise
-        raise named from e
-    if state != PipelineState.DONE:
-        raise CuckooflowError(f"the {name} pipeline ended as {state}; expected {PipelineState.DONE}")
+    _wait(pipeline, name)
 
 
 def _build(name: str, pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_at_end: bool) -> None:
@@ -58,6 +50,34 @@ def _build(name: str, pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd
         from cuckooflow.pipelines.train.pipeline import build_train
 
         build_train(pipeline, job, front_end, stop_at_end)
+
+
+def run_batch(build: Callable[[beam.Pipeline], Any], runner: str, beam_args: Sequence[str]) -> None:
+    """Run a pipeline over bounded inputs to its end.
+
+    Args:
+        build: adds the stages to the pipeline.
+
+    Raises:
+        CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
+    """
+    preset = _PRESETS[runner](beam_args)
+    pipeline = beam.Pipeline(runner=preset.make_runner(), options=preset.options)
+    build(pipeline)
+    _wait(pipeline, "batch")
+
+
+def _wait(pipeline: beam.Pipeline, name: str) -> None:
+    try:
+        result = pipeline.run()
+        state = result.wait_until_finish()
+    except Exception as e:
+        named = _named_cause(e)
+        if named is None:
+            raise
+        raise named from e
+    if state != PipelineState.DONE:
+        raise CuckooflowError(f"the {name} pipeline ended as {state}; expected {PipelineState.DONE}")
 
 
 def _named_cause(error: BaseException) -> CuckooflowError | None:

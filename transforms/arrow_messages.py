@@ -57,6 +57,53 @@ def decode_arrow(messages: Sequence[bytes], index: I64, schema: EventSchema) -> 
     return decoded
 
 
+def decode_table(table: pa.Table, schema: EventSchema) -> Decoded:
+    """Rows that are columns already, each called by its number.
+
+    Args:
+        table: (n,) rows; a column that is not there is null.
+        schema: the declared columns. Columns are taken by their paths.
+    """
+    decoded = Decoded()
+    table = table.replace_schema_metadata(None).combine_chunks()
+    tops = {str(place.outer[0]) for place in schema.places.values()}
+    for name, column in schema.columns.items():
+        top = str(schema.places[name].outer[0])
+        if top not in table.schema.names and column.required:
+            table = table.append_column(top, pa.nulls(table.num_rows, column.json_type))
+    fault = _schema_fault(table.schema.remove_metadata(), _lenient(schema))
+    if fault is not None:
+        every = enumerate(_alone(table, at) for at in range(table.num_rows))
+        decoded.refused += [Refused(at, 0, *fault, value) for at, value in every]
+        return decoded
+    keep = np.ones(table.num_rows, np.bool_)
+    if schema.unknown_columns == "dead_letter":
+        for name in sorted(set(table.schema.names) - tops):
+            there = np.flatnonzero(table.column(name).is_valid().to_numpy() & keep)
+            detail = f"expected only declared columns, received {name}"
+            decoded.refused += [Refused(at, 0, UNKNOWN_COLUMN, detail, _alone(table, at)) for at in there.tolist()]
+            keep[there] = False
+    which = np.flatnonzero(keep)
+    rows = table.take(pa.array(which)).combine_chunks()
+    flat = flat_rows(rows, schema.places, schema.message.list_path)
+    for at in flat.without_list.tolist():
+        detail = f"expected a list in {schema.message.explode}, found null"
+        decoded.refused.append(Refused(int(which[at]), 0, MISSING_COLUMN, detail, _alone(rows, at)))
+    decoded.leave_out(NO_ITEMS, len(flat.empty))
+    document = flat.document
+    exploded = schema.message.list_path is not None
+    message = which[document]
+    place = _running(message) if exploded else np.zeros(len(message), np.int64)
+    shared = document if exploded else None
+    decoded.parts.append(Rows(flat.table, message, place, lambda at: _alone(rows, int(document[at])), shared))
+    return decoded
+
+
+def _lenient(schema: EventSchema) -> EventSchema:
+    """The schema, for a look at the types alone: unknown columns are looked at row by row."""
+    return schema.model_copy(update={"unknown_columns": "ignore"})
+
+
 def _table(message: bytes) -> pa.Table:
     table = decode_stream(pa.py_buffer(message))
     table.validate(full=True)

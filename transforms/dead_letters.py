@@ -82,23 +82,23 @@ class Refused(NamedTuple):
 
 def dead_letters(
     log: str,
-    partition: int,
+    partition: int | npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
     append_us: npt.NDArray[np.int64],
     refused: Sequence[Refused],
 ) -> pa.RecordBatch:
-    """Refused rows of one partition's messages as a RecordBatch of :data:`DEAD_LETTER_SCHEMA`.
+    """Refused rows of messages as a RecordBatch of :data:`DEAD_LETTER_SCHEMA`.
 
     Args:
-        log, partition: where the messages were read.
+        log, partition: where the messages were read; an array, (n,), where they are of several partitions.
         offsets, append_us: (n,) of the messages; ``Refused.message`` is an index into them.
-        refused: in any order; they come out by (offset, row).
+        refused: in any order; they come out by (message, row).
     """
     ordered = sorted(refused, key=lambda entry: entry[:2])
     at = np.array([entry.message for entry in ordered], np.int64)
     columns = [
         pa.array([log] * len(ordered), pa.string()),
-        pa.array([partition] * len(ordered), pa.int32()),
+        pa.array(np.broadcast_to(partition, len(offsets))[at], pa.int32()),
         pa.array(offsets[at], pa.int64()),
         pa.array([entry.row for entry in ordered], pa.int32()),
         pa.array([entry.reason for entry in ordered], pa.string()),

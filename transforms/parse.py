@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from cuckooflow.embedding_store.hashing import hash_rows
 from cuckooflow.logs.contract import MessageBatch
-from cuckooflow.transforms.arrow_messages import IPC_MAGIC, decode_arrow
+from cuckooflow.transforms.arrow_messages import IPC_MAGIC, decode_arrow, decode_table
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.dead_letters import EMPTY, TOMBSTONE, Refused, dead_letters
 from cuckooflow.transforms.decoded import OTHER_ACTION, Decoded, Rows
@@ -72,6 +72,37 @@ def parse_messages(
     refused = _bytes_once(decoded.refused, messages)
     dead = dead_letters(log_name, batch.partition, batch.offsets, batch.append_us, refused)
     return Parsed(rows, dead, decoded.left_out)
+
+
+def parse_table(
+    table: pa.Table,
+    append_us: I64,
+    log: int,
+    log_name: str,
+    schema: EventSchema,
+    max_future_skew_us: int = 3_600_000_000,
+) -> Parsed:
+    """Validate rows that are columns already, each as if it were a message; their offset is their number.
+
+    A refused row's bytes are the row alone, as an Arrow IPC stream.
+
+    Args:
+        table: (n,) rows.
+        append_us: (n,) when each was appended.
+        log, log_name, schema, max_future_skew_us: as :func:`parse_messages`.
+    """
+    decoded = decode_table(table, schema)
+    count = table.num_rows
+    nothing = pa.nulls(count, pa.binary())
+    batch = MessageBatch(0, np.arange(count), append_us, nothing, count)
+    messages: list[bytes | None] = [None] * count
+    parts = []
+    for part in decoded.parts:
+        wanted = _wanted(part, schema, decoded)
+        parts.append(_checked(wanted, messages, append_us, schema, max_future_skew_us, decoded))
+    refused = sorted(decoded.refused, key=lambda entry: entry[:2])
+    dead = dead_letters(log_name, 0, batch.offsets, append_us, refused)
+    return Parsed(_assemble(parts, batch, log, schema), dead, decoded.left_out)
 
 
 # --- by format ------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from cuckooflow.transforms import join_outputs
 from cuckooflow.transforms.dead_letters import no_dead_letters
-from cuckooflow.transforms.in_band import END_TIME_US, IMPRESSIONS
+from cuckooflow.transforms.in_band import END_TIME_US, IMPRESSIONS, LOG_NAMES
 from cuckooflow.transforms.join_core import JoinCore
 from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinCounts
 from cuckooflow.transforms.join_rows import ACCEPTED, REPEATED, REUSED
@@ -169,7 +169,7 @@ def _sorted(core: _SliceCore) -> SliceOutputs:
     assert join_outputs.KEY_REUSED not in dead.column("reason").to_pylist(), "keys were settled before"
     counts = core.of_slice
     counts.examples, counts.unmatched = examples.num_rows, unmatched.num_rows
-    of_impressions = pa.compute.equal(dead.column("log"), join_outputs.LOG_NAMES[IMPRESSIONS])
+    of_impressions = pa.compute.equal(dead.column("log"), LOG_NAMES[IMPRESSIONS])
     counts.impressions_dead = int(pa.compute.sum(of_impressions).as_py() or 0)
     counts.actions_dead = dead.num_rows - counts.impressions_dead
     return SliceOutputs(examples, late, unmatched, dead, counts, *core.waiting())

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 import apache_beam as beam
-import pyarrow as pa
 
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
-from cuckooflow.pipelines.options import action_schema, impression_schema, join_options, poll_options
-from cuckooflow.transforms.columns import EventSchema
+from cuckooflow.pipelines.options import (
+    action_schema,
+    declared_columns,
+    impression_schema,
+    join_options,
+    poll_options,
+)
 from cuckooflow.transforms.front_ends import FrontEnd
-from cuckooflow.transforms.in_band import ROW_COLUMNS
 from cuckooflow.transforms.negative_sampling import NegativeSampling
 from cuckooflow.transforms.online_join import OnlineJoin
 from cuckooflow.transforms.read_logs import LogInput, ReadLogs
@@ -36,9 +39,7 @@ def build_join(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_
     create_missing(job, logs.examples, "frames")
     for log in (logs.late, logs.unmatched, logs.dead_letters, logs.join_balances):
         create_missing(job, log, "lines")
-    joined = elements.main | "OnlineJoin" >> OnlineJoin(
-        join_options(job), job.name, _declared(impressions), _declared(actions)
-    )
+    joined = elements.main | "OnlineJoin" >> OnlineJoin(join_options(job), job.name, *declared_columns(job))
     sampling = job.negative_sampling
     sampled = {"examples": joined.examples, "late": joined.late} | "NegativeSampling" >> NegativeSampling(
         sampling.rate, sampling.seed, job.join.balance_interval
@@ -58,9 +59,3 @@ def build_join(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_
 def create_missing(job: JobSpec, log: LogSpec, encoding: Literal["lines", "frames"]) -> None:
     """Create a log that the job writes, unless it is there."""
     LocalLog.create(job.path(log.path), log.partitions, encoding, exist_ok=True)
-
-
-def _declared(schema: EventSchema) -> pa.Schema:
-    """The columns that the user declared, as rows carry them: without the event time and our own."""
-    own = {field.name for field in ROW_COLUMNS}
-    return pa.schema([field for field in schema.row_schema if field.name not in own])

@@ -1,0 +1,1 @@
+"""The backfill of the join: files by day from bounded inputs."""

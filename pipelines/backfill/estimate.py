@@ -1,0 +1,85 @@
+"""What a backfill will cost, from a sample of its inputs; and how its rows are laid out, by the same sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.transforms.day_files import DAY_US
+from cuckooflow.transforms.in_band import IMPRESSIONS
+from cuckooflow.transforms.input_ranges import InputRange
+
+#: Ranges of each input that a sample reads the beginning of.
+SAMPLE_RANGES = 8
+#: Impressions whose keys one task settles; about 100 bytes each while it does.
+_KEYS_A_BUCKET = 4_000_000
+#: A slice may be so many minutes long; the longest that fits in memory is taken.
+_SLICE_MINUTES = (1440, 720, 480, 360, 240, 180, 120, 90, 60, 45, 30, 20, 15, 10, 5, 2, 1)
+
+
+@dataclass(frozen=True)
+class InputSample:
+    """One input, extrapolated from a sample.
+
+    Attributes:
+        log: which.
+        size: bytes of it.
+        rows: in it.
+        row_bytes: of a row in memory.
+        first_us, last_us: event times, of those that the sample saw.
+    """
+
+    log: int
+    size: int
+    rows: int
+    row_bytes: float
+    first_us: int
+    last_us: int
+
+    def bytes_in(self, span_us: int) -> float:
+        """Bytes in memory of the rows of so long, were they spread evenly."""
+        lasts = max(1, self.last_us - self.first_us)
+        return self.rows * self.row_bytes * min(1.0, span_us / lasts)
+
+
+def sample_inputs(ranges: Sequence[InputRange], job: JobSpec) -> list[InputSample]:
+    """Read the beginnings of a few ranges of each input, the first and the last among them."""
+    samples = []
+    for log in sorted({range_.log for range_ in ranges}):
+        mine = [range_ for range_ in ranges if range_.log == log]
+        size = sum(range_.size for range_ in mine)
+        chosen = np.unique(np.linspace(0, len(mine) - 1, min(SAMPLE_RANGES, len(mine))).astype(int))
+        rows = memory = 0
+        read_bytes = 0.0
+        times: list[int] = []
+        for at in chosen.tolist():
+            parsed, share = mine[at].head(job.join.max_future_skew)
+            found = parsed.rows.column("_time").to_numpy()
+            read_bytes += share * mine[at].size
+            rows += len(found)
+            memory += parsed.rows.nbytes
+            times += [int(found.min()), int(found.max())] if len(found) else []
+        if rows:
+            total = int(rows * size / read_bytes)
+            samples.append(InputSample(log, size, total, memory / rows, min(times), max(times)))
+    return samples
+
+
+def choose_layout(samples: Sequence[InputSample], job: JobSpec, slice_bytes: int) -> tuple[int, int]:
+    """``slice_us`` and ``key_buckets``: the longest slice of which a shard's rows fill half of ``slice_bytes``.
+
+    What a sample gets wrong costs time, not memory: a slice with more rows is joined in parts.
+    """
+    window_us = max(label.window for label in job.labels.values())
+    slice_us = _SLICE_MINUTES[-1] * 60_000_000
+    for minutes in _SLICE_MINUTES:
+        span_us = minutes * 60_000_000 + 2 * window_us
+        if 2 * sum(s.bytes_in(span_us) for s in samples) / job.join.num_shards <= slice_bytes:
+            slice_us = minutes * 60_000_000
+            break
+    impressions = sum(s.rows for s in samples if s.log == IMPRESSIONS)
+    assert DAY_US % slice_us == 0
+    return slice_us, max(1, -(-impressions // _KEYS_A_BUCKET))

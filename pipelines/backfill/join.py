@@ -1,0 +1,374 @@
+"""``cuckooflow backfill join``: the join of whole days, from bounded inputs to files by day.
+
+Phases: scan all ranges of the inputs; settle the keys; then, day by day, join the slices and commit. Each is
+a Beam pipeline of tasks, on any runner, and what a killed run had done is not done again.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cuckooflow.errors import BackfillUnbalanced, SpecError
+from cuckooflow.pipelines.backfill.estimate import choose_layout, sample_inputs
+from cuckooflow.pipelines.backfill.inputs import JobInputs
+from cuckooflow.pipelines.backfill.run_state import (
+    FolderLock,
+    RunState,
+    end_run,
+    fingerprint,
+    resume_or_begin,
+    work_folder,
+)
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.options import declared_columns, join_options
+from cuckooflow.pipelines.run import run_batch
+from cuckooflow.transforms.backfill_join import RunTasks
+from cuckooflow.transforms.backfill_tasks import (
+    BackfillOptions,
+    LettersTask,
+    OrderTask,
+    ScanTask,
+    SettleTask,
+    SliceTask,
+    Task,
+    UnorderedBlock,
+    read_done,
+)
+from cuckooflow.transforms.balances import imbalances
+from cuckooflow.transforms.day_files import (
+    DAY_US,
+    DayManifest,
+    commit_day,
+    day_start_us,
+    days_between,
+    read_manifest,
+)
+from cuckooflow.transforms.in_band import END_TIME_US, NO_TIME_US
+from cuckooflow.transforms.join_outputs import ExamplesSchema
+from cuckooflow.transforms.pieces import (
+    ACTION_ROWS,
+    IMPRESSION_ROWS,
+    KEYS,
+    LETTERS,
+    UNORDERED_LETTERS,
+    UNORDERED_ROWS,
+    VERDICTS,
+    Catalogue,
+)
+from cuckooflow.transforms.prefix_watermarks import latest_before_blocks
+from cuckooflow.transforms.scan_ranges import ScanOptions
+from cuckooflow.transforms.slice_join import complete
+from cuckooflow.transforms.whole_files import list_files, read_whole, remove
+
+#: Rows that one task puts in order, block after block, default 64 MiB: a task's work, not its memory.
+ORDER_BYTES = 64 << 20
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BackfillRequest:
+    """What is asked of a backfill.
+
+    Attributes:
+        first, until: days of event time, UTC, half open.
+        out: folder of the results, a path or an address of a file system that Beam knows.
+        slice_bytes: rows of a slice in memory at once, default 256 MiB.
+        restart: give up what an unfinished run of another request had begun here.
+    """
+
+    first: date
+    until: date
+    out: str
+    slice_bytes: int = 256 << 20
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.first >= self.until:
+            raise SpecError(f"expected --from before --to, received {self.first} and {self.until}")
+
+
+def run_join_backfill(
+    job: JobSpec, request: BackfillRequest, runner: str, beam_args: Sequence[str], tell: Tell
+) -> None:
+    """Make the days that are asked for, or go on with what a killed run had made of them.
+
+    Args:
+        runner: name of a runner in batch mode.
+        tell: is given a line for each phase and day.
+
+    Raises:
+        CuckooflowError: by name.
+    """
+    with FolderLock(request.out):
+        inputs = JobInputs.of(job)
+
+        def begin() -> tuple[dict[str, Any], int, int]:
+            listing = inputs.listing()
+            sample = sample_inputs(inputs.ranges(listing), job)
+            return listing, *choose_layout(sample, job, request.slice_bytes)
+
+        asked = fingerprint(_asked(job, request, inputs))
+        state, resumed = resume_or_begin(request.out, asked, begin, request.restart)
+        if resumed:
+            tell(f"run={state.run} resumed")
+        options = backfill_options(job, request, state)
+        _Backfill(job, request, state, options, inputs, runner, beam_args, tell).run()
+        end_run(request.out)
+
+
+def _asked(job: JobSpec, request: BackfillRequest, inputs: JobInputs) -> dict[str, Any]:
+    parts = {name: getattr(job, name) for name in ("columns", "join", "labels", "negative_sampling")}
+    return {
+        "name": job.name,
+        "parts": {
+            name: {k: v.model_dump() for k, v in part.items()}
+            if isinstance(part, dict)
+            else part.model_dump()
+            for name, part in parts.items()
+        },
+        "partitions": job.logs.examples.partitions,
+        "inputs": inputs.names(),
+        "files": job.backfill.model_dump(),
+        "days": [request.first, request.until],
+        "slice_bytes": request.slice_bytes,
+    }
+
+
+def backfill_options(job: JobSpec, request: BackfillRequest, state: RunState) -> BackfillOptions:
+    """What all tasks of a run agree on."""
+    join = join_options(job)
+    window_us = join.window_us
+    first_us, until_us = day_start_us(request.first), day_start_us(request.until)
+    scan = ScanOptions(
+        max_future_skew_us=job.join.max_future_skew,
+        num_shards=join.num_shards,
+        slice_us=state.slice_us,
+        impressions_us=(first_us - window_us, until_us),
+        actions_us=(first_us - window_us, until_us + window_us + 1),
+        keys_until_us=until_us,
+        key=join.key,
+        key_buckets=state.key_buckets,
+    )
+    impressions, actions = declared_columns(job)
+    return BackfillOptions(
+        schema=complete(ExamplesSchema(join, impressions, actions)),
+        scan=scan,
+        max_skew_us=job.join.max_skew,
+        rate=job.negative_sampling.rate,
+        seed=job.negative_sampling.seed,
+        partitions=job.logs.examples.partitions,
+        clock_us=END_TIME_US,
+        slice_bytes=request.slice_bytes,
+    )
+
+
+class _Backfill:
+    """One run."""
+
+    def __init__(
+        self,
+        job: JobSpec,
+        request: BackfillRequest,
+        state: RunState,
+        options: BackfillOptions,
+        inputs: JobInputs,
+        runner: str,
+        beam_args: Sequence[str],
+        tell: Tell,
+    ) -> None:
+        self._job = job
+        self._request = request
+        self._state = state
+        self._options = options
+        self._inputs = inputs
+        self._runner = runner
+        self._beam_args = beam_args
+        self._tell = tell
+        self._work = work_folder(request.out)
+
+    def run(self) -> None:
+        """All phases."""
+        scanned = self._scan()
+        latest_us = before_blocks(scanned)
+        verdicts = self._settle(scanned, latest_us)
+        for day in days_between(self._request.first, self._request.until):
+            manifest = read_manifest(self._request.out, day)
+            if manifest is None or manifest.run != self._state.run:
+                self._make_day(day, scanned, latest_us, verdicts)
+
+    def _run(self, phase: str, tasks: Sequence[Task]) -> None:
+        """Do those of the tasks that are not done."""
+        done = {entry.path for entry in list_files(self._work)}
+        left = [task for task in tasks if task.done not in done]
+        started = time.monotonic()
+        if left:
+            run_batch(
+                lambda pipeline: pipeline | phase >> RunTasks(left, self._options),
+                self._runner,
+                self._beam_args,
+            )
+        took = time.monotonic() - started
+        self._tell(
+            f"phase={phase} tasks={len(tasks)} done_before={len(tasks) - len(left)} seconds={took:.1f}"
+        )
+
+    def _scan(self) -> Catalogue:
+        ranges = self._inputs.ranges(self._state.listing)
+        tasks = [ScanTask(self._pieces("scan", n), range_) for n, range_ in enumerate(ranges)]
+        self._run("scan", tasks)
+        scanned = Catalogue.load([task.path for task in tasks])
+        if all(range_.ordered for range_ in ranges):
+            return scanned
+        ordering = [
+            OrderTask(self._pieces("order", n), blocks)
+            for n, blocks in enumerate(unordered_blocks(scanned, self._options))
+        ]
+        self._run("order", ordering)
+        laid_out = [task.path for task, range_ in zip(tasks, ranges, strict=True) if range_.ordered]
+        return Catalogue.load(laid_out + [task.path for task in ordering])
+
+    def _pieces(self, phase: str, number: int) -> str:
+        return posixpath.join(self._work, f"{phase}-{number:06}.pieces")
+
+    def _settle(self, scanned: Catalogue, latest_us: npt.NDArray[np.int64]) -> Catalogue:
+        keys = scanned.pieces["kind"] == KEYS
+        tasks = [
+            SettleTask(
+                self._pieces("keys", bucket),
+                scanned.where(keys & (scanned.pieces["place"] == bucket), latest_us),
+            )
+            for bucket in range(self._state.key_buckets)
+        ]
+        self._run("keys", tasks)
+        return Catalogue.load([task.path for task in tasks])
+
+    def _make_day(
+        self, day: date, scanned: Catalogue, latest_us: npt.NDArray[np.int64], verdicts: Catalogue
+    ) -> None:
+        started = time.monotonic()
+        written = posixpath.join(self._work, day.isoformat())
+        start_us = day_start_us(day)
+        tasks: list[Task] = list(self._slices(start_us, written, scanned, latest_us, verdicts))
+        tasks.append(self._letters(start_us, written, scanned, latest_us))
+        self._run(day.isoformat(), tasks)
+        blobs = (read_whole(task.done) for task in tasks)
+        files, counts = read_done(blob for blob in blobs if blob is not None)
+        check_balance(day, counts)
+        manifest = DayManifest(
+            day=day.isoformat(),
+            job=self._job.name,
+            run=self._state.run,
+            log=f"{self._job.name}/backfill",
+            incarnation=self._state.fingerprint,
+            partitions=self._options.partitions,
+            files=tuple(files),
+            counts=counts,
+        )
+        commit_day(self._request.out, manifest, written)
+        remove(written)
+        took = time.monotonic() - started
+        shown = " ".join(
+            f"{kind}={manifest.rows(kind)}" for kind in ("examples", "late", "unmatched", "dead_letters")
+        )
+        self._tell(f"day={day.isoformat()} {shown} seconds={took:.1f}")
+
+    def _slices(
+        self,
+        day_us: int,
+        written: str,
+        scanned: Catalogue,
+        latest_us: npt.NDArray[np.int64],
+        verdicts: Catalogue,
+    ) -> list[SliceTask]:
+        slice_us, window_us = self._options.scan.slice_us, self._options.schema.options.window_us
+        p, v = scanned.pieces, verdicts.pieces
+        tasks = []
+        for number in range(day_us // slice_us, (day_us + DAY_US) // slice_us):
+            begin, end = number * slice_us, (number + 1) * slice_us
+            first, last = (begin - window_us) // slice_us, (end + window_us) // slice_us
+            shown = (p["kind"] == IMPRESSION_ROWS) & (p["place"] >= first) & (p["place"] <= number)
+            acted = (p["kind"] == ACTION_ROWS) & (p["place"] >= first) & (p["place"] <= last)
+            judged = (v["kind"] == VERDICTS) & (v["place"] >= first) & (v["place"] <= number)
+            for shard in range(self._options.scan.num_shards):
+                rows = scanned.where((shown | acted) & (p["shard"] == shard), latest_us)
+                if len(rows.file):
+                    refused = verdicts.where(judged & (v["shard"] == shard))
+                    tasks.append(SliceTask(written, self._state.run, number, shard, rows.with_more(refused)))
+        return tasks
+
+    def _letters(
+        self, day_us: int, written: str, scanned: Catalogue, latest_us: npt.NDArray[np.int64]
+    ) -> LettersTask:
+        blocks = scanned.blocks
+        after = np.maximum(latest_us, np.array([b.latest_us for b in blocks], np.int64))
+        first_us = _first_times(scanned)
+        begin = np.where(latest_us == NO_TIME_US, first_us, latest_us)
+        source = scanned.pieces["source"]
+        letters = scanned.pieces["kind"] == LETTERS
+        near = np.zeros(len(letters), np.bool_)
+        if len(blocks):
+            ends = np.maximum(after, first_us)
+            near = letters & (begin[source] < day_us + DAY_US) & (ends[source] >= day_us)
+        chosen = scanned.where(near, latest_us)
+        firsts = scanned.where(near, first_us).before_us
+        return LettersTask(written, self._state.run, day_us, day_us + DAY_US, chosen, firsts)
+
+
+def unordered_blocks(scanned: Catalogue, options: BackfillOptions) -> list[tuple[UnorderedBlock, ...]]:
+    """The blocks that are to be put in order, neighbours together up to :data:`ORDER_BYTES`."""
+    p = scanned.pieces
+    mask = np.isin(p["kind"], (UNORDERED_ROWS, UNORDERED_LETTERS))
+    places = np.stack((p["place"] % 2, p["shard"], p["place"] // 2))[:, mask]
+    distinct, codes = np.unique(places, axis=1, return_inverse=True)
+    of_block = np.full(len(mask), -1, np.int64)
+    of_block[mask] = codes.reshape(-1)
+    tasks: list[tuple[UnorderedBlock, ...]] = []
+    group: list[UnorderedBlock] = []
+    group_bytes = 0
+    for number, (log, partition, block) in enumerate(distinct.T.tolist()):
+        pieces = scanned.where(of_block == number)
+        group.append(UnorderedBlock(log, partition, block * options.scan.block_offsets, pieces))
+        group_bytes += int(pieces.bytes.sum())
+        if group_bytes >= ORDER_BYTES:
+            tasks.append(tuple(group))
+            group, group_bytes = [], 0
+    return [*tasks, tuple(group)] if group else tasks
+
+
+def before_blocks(scanned: Catalogue) -> npt.NDArray[np.int64]:
+    """For each block, the latest event time before it in its partition."""
+    blocks = scanned.blocks
+    places = np.array([[b.log, b.partition] for b in blocks], np.int64).reshape(-1, 2)
+    _, codes = np.unique(places, axis=0, return_inverse=True)
+    firsts = np.array([b.first for b in blocks], np.int64)
+    return latest_before_blocks(codes.reshape(-1), firsts, np.array([b.latest_us for b in blocks], np.int64))
+
+
+def _first_times(scanned: Catalogue) -> npt.NDArray[np.int64]:
+    """For each block, an event time at the beginning of its partition; 0 in one without any."""
+    found: dict[tuple[int, int], int] = {}
+    for block in sorted(scanned.blocks, key=lambda b: (b.log, b.partition, b.first)):
+        if block.earliest_us != NO_TIME_US:
+            found.setdefault((block.log, block.partition), block.earliest_us)
+    return np.array([found.get((b.log, b.partition), 0) for b in scanned.blocks], np.int64)
+
+
+def check_balance(day: date, counts: dict[str, int]) -> None:
+    """Refuse a day whose rows do not add up.
+
+    Raises:
+        BackfillUnbalanced: naming what does not.
+    """
+    sampling = {name: counts.get(name, 0) for name in ("examples", "kept", "sampled_out")}
+    faults = imbalances({"join": counts, "sampling": sampling})
+    if faults:
+        raise BackfillUnbalanced(f"{day.isoformat()}: {'; '.join(faults)}")

@@ -1,0 +1,119 @@
+"""Where a backfill stands, in a folder of its own beside the days: what it was asked, and what it reads.
+
+A backfill that was killed left ``_work/run.json``. The same request goes on with it; another one is refused.
+When all days are whole the folder goes, and the same request is then a new run, which makes the days anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cuckooflow.errors import BackfillBusy
+from cuckooflow.transforms.whole_files import read_whole, remove, write_whole
+
+WORK = "_work"
+_RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run of a backfill.
+
+    Attributes:
+        run: its name, in its files' names and the days' manifests.
+        fingerprint: of what was asked; a resumed run was asked the same.
+        listing: the inputs as they were when it began.
+        slice_us, key_buckets: how rows are laid out.
+    """
+
+    run: str
+    fingerprint: str
+    listing: dict[str, Any]
+    slice_us: int
+    key_buckets: int
+
+
+def fingerprint(asked: dict[str, Any]) -> str:
+    """A hash of what a run was asked, of anything that JSON can hold."""
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def resume_or_begin(
+    out: str, asked: str, begin: Callable[[], tuple[dict[str, Any], int, int]], restart: bool
+) -> tuple[RunState, bool]:
+    """The run in this folder, and whether it goes on from one that was killed.
+
+    Args:
+        out: the folder of the days.
+        asked: fingerprint of the request.
+        begin: the listing of the inputs, ``slice_us`` and ``key_buckets`` of a new run.
+        restart: give up what another run had begun.
+
+    Raises:
+        BackfillBusy: another request was begun here and did not end.
+    """
+    work = work_folder(out)
+    blob = read_whole(posixpath.join(work, _RUN))
+    if blob is not None and not restart:
+        state = RunState(**json.loads(blob))
+        if state.fingerprint == asked:
+            return state, True
+        raise BackfillBusy(
+            f"expected no unfinished backfill in {out}, found one of another job spec, other days or other "
+            "options; run that one again to its end, or give it up with --restart"
+        )
+    remove(work)
+    listing, slice_us, key_buckets = begin()
+    state = RunState(uuid.uuid4().hex[:12], asked, listing, slice_us, key_buckets)
+    write_whole(posixpath.join(work, _RUN), json.dumps(asdict(state)).encode())
+    return state, False
+
+
+def end_run(out: str) -> None:
+    """Every day is whole: forget how they came to be."""
+    remove(posixpath.join(work_folder(out), _RUN))
+    remove(work_folder(out))
+
+
+def work_folder(out: str) -> str:
+    """Where a run keeps what it needs while it goes on."""
+    return posixpath.join(out, WORK)
+
+
+class FolderLock:
+    """Keeps a second backfill out of a local folder while this one lives; elsewhere it keeps nobody out.
+
+    Raises:
+        BackfillBusy: another process has it.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._handle: int | None = None
+        if "://" in out:
+            return
+        Path(out).mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(Path(out) / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._handle)
+            raise BackfillBusy(
+                f"expected to be the only backfill that writes into {out}, another process does; wait for it"
+            ) from None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)

@@ -1,0 +1,58 @@
+"""``cuckooflow backfill join``: whole days of examples, from bounded inputs."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Backfill: the join of whole days, from logs or files.")
+
+SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
+Day = Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="first day of event time, UTC")]
+Until = Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="the day to stop before")]
+Out = Annotated[str, typer.Option("--out", help="folder of the days: a path, or an address such as gs://...")]
+
+
+class BatchRunner(StrEnum):
+    DIRECT = "direct"
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def join(
+    context: typer.Context,
+    spec_file: SpecFile,
+    first: Day,
+    until: Until,
+    out: Out,
+    runner: Annotated[BatchRunner, typer.Option(help="where the tasks run")] = BatchRunner.DIRECT,
+    slice_mib: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="memory for the rows of one slice, MiB")
+    ] = 256,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="give up what another unfinished backfill began in this folder")
+    ] = False,
+) -> None:
+    """Join the rows of whole days into files by day. Killed, the same command goes on where it was."""
+    from cuckooflow.pipelines.backfill.join import BackfillRequest, run_join_backfill
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    request = BackfillRequest(_day(first), _day(until), folder_of(out), slice_mib << 20, restart)
+    run_join_backfill(load_spec(spec_file), request, runner.value, context.args, tell)
+
+
+def tell(line: str) -> None:
+    """Show a line of progress at once."""
+    print(f"backfill: {line}", flush=True)
+
+
+def _day(time: datetime) -> date:
+    return time.date()
+
+
+def folder_of(out: str) -> str:
+    """An absolute path, or an address as it is."""
+    return out.rstrip("/") if "://" in out else str(Path(out).resolve())

@@ -1,0 +1,128 @@
+"""Parts of bounded inputs that are read in any order: what one of them is, and those of logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cuckooflow.errors import LogError
+from cuckooflow.logs.contract import LogReader
+from cuckooflow.transforms.columns import EventSchema
+from cuckooflow.transforms.parse import Parsed, parse_messages
+from cuckooflow.transforms.poll_core import PollSource
+
+#: Messages that an estimate reads of a range.
+HEAD_MESSAGES = 2_048
+
+
+class InputRange(Protocol):
+    """A part of an input. It travels to workers, so it pickles.
+
+    Attributes:
+        log: ``IMPRESSIONS`` or ``ACTIONS``.
+        partition, first: of an ordered range, which block it is: the ranges of one partition are in the order
+            of ``first``. Of others, no matter.
+        ordered: whether it holds a contiguous part of one partition, in the order of positions; else rows of
+            any partitions in any order, each with its position.
+        size: of it, in bytes, roughly.
+    """
+
+    @property
+    def log(self) -> int: ...
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def ordered(self) -> bool: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def parsed(self, max_future_skew_us: int) -> Iterator[Parsed]:
+        """Its rows and refused events, in batches of bounded size.
+
+        Raises:
+            CuckooflowError: it is not what it was when it was listed, or cannot be read.
+        """
+        ...
+
+    def head(self, max_future_skew_us: int) -> tuple[Parsed, float]:
+        """Some of its rows, for an estimate, and the share of the range that they are, (0, 1]."""
+        ...
+
+
+class OpenLog(Protocol):
+    """Opens a log where the work is done; pickles."""
+
+    @property
+    def schema(self) -> EventSchema: ...
+
+    def open(self) -> PollSource: ...
+
+
+@dataclass(frozen=True)
+class LogRangeInput:
+    """Messages of one partition of a log, ``first <= offset < last``."""
+
+    source: OpenLog
+    log: int
+    incarnation: str
+    partition: int
+    first: int
+    last: int
+    size: int
+    ordered: bool = True
+
+    def parsed(self, max_future_skew_us: int) -> Iterator[Parsed]:
+        """See :meth:`InputRange.parsed`."""
+        opened = self.source.open()
+        reader = opened.reader
+        if reader.incarnation() != self.incarnation:
+            raise LogError(
+                f"expected the log {reader.name} of incarnation {self.incarnation}, found "
+                f"{reader.incarnation()}: it was recreated; start the backfill anew"
+            )
+        for batch in reader.read_range(self.partition, self.first, self.last):
+            if len(batch):
+                yield parse_messages(batch, self.log, reader.name, opened.schema, max_future_skew_us)
+
+    def head(self, max_future_skew_us: int) -> tuple[Parsed, float]:
+        """See :meth:`InputRange.head`."""
+        opened = self.source.open()
+        asked = min(HEAD_MESSAGES, self.last - self.first)
+        batch = opened.reader.read(self.partition, self.first, max_messages=asked)
+        parsed = parse_messages(batch, self.log, opened.reader.name, opened.schema, max_future_skew_us)
+        return parsed, (batch.next_offset - self.first) / (self.last - self.first)
+
+
+def log_ranges(
+    source: OpenLog, log: int, range_messages: int, spans: Mapping[int, tuple[int, int]]
+) -> list[LogRangeInput]:
+    """A log, cut into ranges.
+
+    Args:
+        range_messages: offsets in a range at most. Costs memory where it is read.
+        spans: partition -> first offset and end.
+    """
+    reader: LogReader = source.open().reader
+    incarnation = reader.incarnation()
+    ranges = []
+    for partition, (first, end) in spans.items():
+        bytes_each = _bytes_each(reader, partition, first, end)
+        for at in range(first, end, range_messages):
+            last = min(at + range_messages, end)
+            size = int(bytes_each * (last - at))
+            ranges.append(LogRangeInput(source, log, incarnation, partition, at, last, size))
+    return ranges
+
+
+def _bytes_each(reader: LogReader, partition: int, first: int, end: int) -> float:
+    if first == end:
+        return 0.0
+    head = reader.read(partition, first, max_messages=256)
+    return max(1.0, head.values.nbytes / max(1, len(head)))
