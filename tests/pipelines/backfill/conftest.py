@@ -106,7 +106,9 @@ def _events(folder: Path) -> dict[str, pa.Table]:
     log = log.filter(pc.less(log["time_ms"], until))
     n = log.num_rows
     names = ("user_id", "video_id", "time_ms", "tab", "duration_ms")
-    shown = pa.table([log[name] for name in names], names=["user_id", "video_id", "time", "tab", "duration_ms"])
+    shown = pa.table(
+        [log[name] for name in names], names=["user_id", "video_id", "time", "tab", "duration_ms"]
+    )
     time = np.asarray(log["time_ms"])
     behind = np.where(rng.random(n) < 0.01, rng.integers(0, 3 * HOUR_MS, n), 0)
     arrival = time + rng.integers(0, 20_000, n) + behind
@@ -114,7 +116,9 @@ def _events(folder: Path) -> dict[str, pa.Table]:
     copies = shown.take(pa.array(again)).set_column(3, "tab", pa.array(rng.integers(20, 30, len(again))))
     user = np.asarray(log["user_id"])
     shown = pa.concat_tables([shown, copies])
-    shown = shown.append_column("arrival", pa.array(np.concatenate((arrival, arrival[again] + rng.integers(0, HOUR_MS, len(again))))))
+    shown = shown.append_column(
+        "arrival", pa.array(np.concatenate((arrival, arrival[again] + rng.integers(0, HOUR_MS, len(again)))))
+    )
     shown = shown.append_column("partition", pa.array(np.concatenate((user % 3, (user[again] + 1) % 3))))
 
     clicked = np.flatnonzero(np.asarray(log["is_click"]))
@@ -134,7 +138,9 @@ def _events(folder: Path) -> dict[str, pa.Table]:
             "video_id": pa.array(np.asarray(log["video_id"])[at][every]),
             "time": pa.array(when[every]),
             "action": pa.array(kind[every]),
-            "arrival": pa.array(np.concatenate((arrival, arrival[again] + rng.integers(0, HOUR_MS, len(again))))),
+            "arrival": pa.array(
+                np.concatenate((arrival, arrival[again] + rng.integers(0, HOUR_MS, len(again))))
+            ),
             "partition": pa.array(user[at][every] % 2),
         }
     )
@@ -147,15 +153,15 @@ def _messages(table: pa.Table, rng: np.random.Generator) -> pa.Table:
     fields = [name for name in table.schema.names if name not in ("arrival", "partition")]
     values = [json.dumps(row).encode() for row in table.select(fields).to_pylist()]
     bad = np.flatnonzero(rng.random(len(values)) < 0.003)
-    partition, arrival = (np.asarray(table[name]) for name in ("partition", "arrival"))
-    spoiled = [BAD[i % len(BAD)] for i in range(len(bad))]
     where = np.concatenate((np.arange(len(values)), bad))
+    partition, arrival = (np.asarray(table[name]) for name in ("partition", "arrival"))
+    values += [BAD[i % len(BAD)] for i in range(len(bad))]
     order = np.argsort(where, kind="stable")
     return pa.table(
         {
             "partition": pa.array(partition[where][order], pa.int64()),
             "append_us": pa.array(arrival[where][order] * 1_000),
-            "value": pa.array([(values + spoiled)[i] for i in order.tolist()], pa.binary()),
+            "value": pa.array([values[i] for i in order.tolist()], pa.binary()),
         }
     )
 
