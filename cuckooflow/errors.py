@@ -237,5 +237,9 @@ class BackfillBusy(CuckooflowError):
     """Another backfill writes into this folder, or was killed in it. Wait, resume it, or use ``--restart``."""
 
 
+class HandOverTooEarly(CuckooflowError):
+    """The logs do not reach the time of the hand-over in every partition yet. Wait, or hand over earlier."""
+
+
 class BackfillUnbalanced(CuckooflowError):
     """Rows in and rows out of a day do not add up. Nothing of that day was replaced; report it as a defect."""

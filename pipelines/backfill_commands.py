@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -32,15 +32,31 @@ def join(
     slice_mib: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="memory for the rows of one slice, MiB")
     ] = 256,
+    range_messages: Annotated[
+        int, typer.Option(min=1, help="messages of a log that one task of the first pass reads")
+    ] = 65_536,
+    hand_over_at: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d"],
+            help="UTC, on the last day: stop where a stream's clock reads this, for `run join --hand-over`",
+        ),
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="give up what another unfinished backfill began in this folder")
     ] = False,
 ) -> None:
     """Join the rows of whole days into files by day. Killed, the same command goes on where it was."""
-    from cuckooflow.pipelines.backfill.join import BackfillRequest, run_join_backfill
+    from cuckooflow.pipelines.backfill.join import run_join_backfill
+    from cuckooflow.pipelines.backfill.request import BackfillRequest
     from cuckooflow.pipelines.spec_file import load_spec
 
-    request = BackfillRequest(_day(first), _day(until), folder_of(out), slice_mib << 20, restart)
+    hand_over_us = None
+    if hand_over_at is not None:
+        hand_over_us = int(hand_over_at.replace(tzinfo=UTC).timestamp()) * 1_000_000
+    request = BackfillRequest(
+        _day(first), _day(until), folder_of(out), slice_mib << 20, range_messages, restart, hand_over_us
+    )
     run_join_backfill(load_spec(spec_file), request, runner.value, context.args, tell)
 
 

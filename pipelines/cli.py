@@ -92,15 +92,25 @@ def run(
     stop_at_end: Annotated[
         bool, typer.Option("--stop-at-end", help="process what the logs hold, close every window, and stop")
     ] = False,
+    hand_over: Annotated[
+        Path | None,
+        typer.Option(help="of the join: go on where a backfill ended, as this file of its folder says"),
+    ] = None,
 ) -> None:
     """Run the join or the train pipeline. Options not known here go to Beam."""
     from cuckooflow.pipelines.run import run_pipeline
     from cuckooflow.pipelines.spec_file import load_spec
+    from cuckooflow.transforms.hand_over import HandOver
 
     unexpected = [arg for arg in context.args if not arg.startswith("-")]
     if unexpected and not any(arg.startswith("--") and "=" not in arg for arg in context.args):
         raise SpecError(f"expected options for Beam as --name=value, received {' '.join(unexpected)}")
-    run_pipeline(pipeline.value, load_spec(spec_file), runner.value, stop_at_end, context.args)
+    if hand_over is not None and (pipeline is not PipelineName.JOIN or not hand_over.is_file()):
+        raise SpecError(
+            f"expected --hand-over with join and a file that a backfill wrote, received {hand_over}"
+        )
+    begun = None if hand_over is None else HandOver.from_bytes(hand_over.read_bytes())
+    run_pipeline(pipeline.value, load_spec(spec_file), runner.value, stop_at_end, context.args, begun)
 
 
 @app.command()

@@ -14,16 +14,25 @@ from cuckooflow.errors import CuckooflowError
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.runners import direct, prism
 from cuckooflow.transforms.front_ends import FrontEnd, stop_sources
+from cuckooflow.transforms.hand_over import HandOver
 
 _PRESETS = {"direct": direct.preset, "prism": prism.preset}
 
 
-def run_pipeline(name: str, job: JobSpec, runner: str, stop_at_end: bool, beam_args: Sequence[str]) -> None:
+def run_pipeline(
+    name: str,
+    job: JobSpec,
+    runner: str,
+    stop_at_end: bool,
+    beam_args: Sequence[str],
+    hand_over: HandOver | None = None,
+) -> None:
     """Run the ``join`` or ``train`` pipeline of a job.
 
     Args:
         stop_at_end: take the logs as bounded: process what they hold, close every window, stop.
             Otherwise the pipeline runs until SIGTERM or SIGINT, which stop it without draining.
+        hand_over: of the join: where a backfill ended and it goes on.
 
     Raises:
         CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
@@ -36,16 +45,23 @@ def run_pipeline(name: str, job: JobSpec, runner: str, stop_at_end: bool, beam_a
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     pipeline = beam.Pipeline(runner=preset.make_runner(), options=preset.options)
-    _build(name, pipeline, job, preset.front_end, stop_at_end)
+    _build(name, pipeline, job, preset.front_end, stop_at_end, hand_over)
     _wait(pipeline, name)
 
 
-def _build(name: str, pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_at_end: bool) -> None:
+def _build(
+    name: str,
+    pipeline: beam.Pipeline,
+    job: JobSpec,
+    front_end: FrontEnd,
+    stop_at_end: bool,
+    hand_over: HandOver | None,
+) -> None:
     # Imported here: the join needs neither the store's client nor, through the models, TensorFlow.
     if name == "join":
         from cuckooflow.pipelines.join.pipeline import build_join
 
-        build_join(pipeline, job, front_end, stop_at_end)
+        build_join(pipeline, job, front_end, stop_at_end, hand_over)
     else:
         from cuckooflow.pipelines.train.pipeline import build_train
 

@@ -40,9 +40,15 @@ from cuckooflow.transforms.scan_ranges import KEY_COLUMNS, RowLayout, ScanOption
 from cuckooflow.transforms.slice_join import join_slice
 from cuckooflow.transforms.whole_files import write_whole
 
-#: A refused impression: where it lies, and why it is refused.
+#: A refused impression: where it lies, when it was, and why it is refused.
 VERDICT_SCHEMA = pa.schema(
-    [("_partition", pa.int32()), ("_offset", pa.int64()), ("_row", pa.int32()), ("verdict", pa.int8())]
+    [
+        ("_partition", pa.int32()),
+        ("_offset", pa.int64()),
+        ("_row", pa.int32()),
+        ("_time", pa.int64()),
+        ("verdict", pa.int8()),
+    ]
 )
 #: Columns that say where a backfilled example lies in the log that the backfill is.
 PLACE_COLUMNS = (
@@ -184,7 +190,7 @@ class SettleTask:
             places = rows.column("_time").to_numpy() // scan.slice_us
             shards = (rows.column("_hash").to_numpy() % np.uint64(scan.num_shards)).astype(np.int64)
             columns = [
-                *(rows.column(n) for n in VERDICT_SCHEMA.names[:3]),
+                *(rows.column(n) for n in VERDICT_SCHEMA.names[:-1]),
                 pa.array(verdicts[refused], pa.int8()),
             ]
             answer = pa.RecordBatch.from_arrays(columns, schema=VERDICT_SCHEMA)
@@ -306,7 +312,7 @@ def verdicts_of(impressions: pa.RecordBatch, pieces: Pieces) -> npt.NDArray[np.i
     refused = dict(
         zip(
             zip(*(found.column(n).to_pylist() for n in names), strict=True),
-            found.column(3).to_pylist(),
+            found.column("verdict").to_pylist(),
             strict=True,
         )
     )

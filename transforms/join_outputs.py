@@ -163,6 +163,10 @@ class JoinOutputs:
     unmatched: list[pa.RecordBatch] = field(default_factory=list)
     dead: list[pa.RecordBatch] = field(default_factory=list)
 
+    def and_then(self, more: JoinOutputs) -> JoinOutputs:
+        """These, and others after them."""
+        return JoinOutputs(*(getattr(self, f.name) + getattr(more, f.name) for f in fields(self)))
+
 
 def dead_rows(
     log: int, columns: dict[str, Array], values: pa.RecordBatch, reason: str, detail: str = ""

@@ -15,11 +15,13 @@ import pyarrow as pa
 
 from cuckooflow.transforms import join_outputs
 from cuckooflow.transforms.balances import JOIN, balance_record
+from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.in_band import END_TIME_US, IMPRESSIONS, NO_TIME_US
 from cuckooflow.transforms.in_band_clock import InBandClock
 from cuckooflow.transforms.join_eager import new_core
 from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinCounts, JoinOutputs, dead_rows
 from cuckooflow.transforms.join_state import CellRing, ShardMeta
+from cuckooflow.transforms.warm_up import WarmUp
 
 
 @dataclass
@@ -39,6 +41,7 @@ class JoinShard:
         schema: the job's columns, and the options.
         cells: the shard's state.
         saved: what :meth:`save` gave, to go on from; None for a new shard.
+        hand_over: what a backfill has given already; None: nothing.
 
     Attributes:
         token: of the state that memory equals; None while it is being changed, so that a change that
@@ -49,7 +52,12 @@ class JoinShard:
     """
 
     def __init__(
-        self, shard: int, schema: ExamplesSchema, cells: CellRing, saved: tuple[ShardMeta, bytes] | None
+        self,
+        shard: int,
+        schema: ExamplesSchema,
+        cells: CellRing,
+        saved: tuple[ShardMeta, bytes] | None,
+        hand_over: HandOver | None = None,
     ) -> None:
         self.shard = shard
         self.cells = cells
@@ -62,9 +70,14 @@ class JoinShard:
         self._clock = InBandClock(self._options.held_elements_max)
         self._meta = ShardMeta("", NO_TIME_US, NO_TIME_US, 0, 0, 0)
         self._reported: dict[str, int] = {}
+        self._warm_up = None if hand_over is None else WarmUp(hand_over)
+        self._hand_over_us = NO_TIME_US if hand_over is None else hand_over.at_us
         if saved is not None:
             self._meta, blob = saved
             self.cells.resume(self._meta.cells)
+            if self._warm_up is not None:
+                warm_up, blob = _unpacked(blob)
+                self._warm_up.restore(warm_up)
             self._clock = InBandClock.from_bytes(blob)
             counts = JoinCounts(**self._meta.counts)
             self._core.rebuild(self._meta.clock_us, self._meta.released_us, counts)
@@ -97,7 +110,8 @@ class JoinShard:
         meta.released_us = self._core.released_us
         meta.counts = self._core.counts.to_dict()
         meta.cells = self.cells.save()
-        return meta, self._clock.to_bytes()
+        blob = self._clock.to_bytes()
+        return meta, blob if self._warm_up is None else _packed(self._warm_up.to_bytes(), blob)
 
     def accept(self, element: pa.RecordBatch) -> ShardOutputs:
         """Take an element.
@@ -108,8 +122,7 @@ class JoinShard:
         self.token = None
         polled_us = self._meta.polled_us
         for batch, header in self._clock.accept(element):
-            self._core.accept(batch, self._meta.sequence)
-            self._meta.sequence += 1
+            self._accept(batch)
             polled_us = max(polled_us, header.polled_us)
         self._meta.polled_us = polled_us
         tick = polled_us - self._meta.tick_us >= self._options.tick_us
@@ -119,6 +132,12 @@ class JoinShard:
         return self._step(
             self._clock.clock_us(), tick, report=self._due() or (self._clock.ended and not ended_before)
         )
+
+    def _accept(self, batch: pa.RecordBatch) -> None:
+        if self._warm_up is not None and not self._warm_up.over:
+            batch = self._warm_up.take(batch)
+        self._core.accept(batch, self._meta.sequence)
+        self._meta.sequence += 1
 
     def recheck(self) -> ShardOutputs:
         """The input pauses: look up the late actions that are queued, report the balance."""
@@ -163,9 +182,17 @@ class JoinShard:
         return dead
 
     def _step(self, clock_us: int, release: bool, report: bool) -> ShardOutputs:
+        before = JoinOutputs()
+        if self._warm_up is not None and not self._warm_up.over:
+            before = self._warm_up.step(self._core, clock_us)
+            if clock_us < self._hand_over_us:
+                self._meta.clock_us = clock_us
+                return ShardOutputs(before, self._meta.polled_us)
+            for batch in self._warm_up.end(self._core):
+                self._accept(batch)
         self._core.step(clock_us, release)
         self._meta.clock_us = clock_us
-        out = ShardOutputs(self._core.take(), self._meta.polled_us)
+        out = ShardOutputs(before.and_then(self._core.take()), self._meta.polled_us)
         if report:
             self._reported = self._counts()
             self._meta.balance_us = self._meta.polled_us
@@ -185,3 +212,12 @@ class JoinShard:
             "actions_waiting": self._core.actions_waiting,
         }
         return self._core.counts.to_dict() | waiting
+
+
+def _packed(first: bytes, second: bytes) -> bytes:
+    return len(first).to_bytes(8, "little") + first + second
+
+
+def _unpacked(blob: bytes) -> tuple[bytes, bytes]:
+    end = 8 + int.from_bytes(blob[:8], "little")
+    return blob[8:end], blob[end:]

@@ -34,6 +34,7 @@ from apache_beam.transforms.window import GlobalWindow
 import cuckooflow
 from cuckooflow.errors import CuckooflowError
 from cuckooflow.transforms.coders import Keyed, RecordBatchCoder
+from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.in_band import Header, attach
 from cuckooflow.transforms.join_options import STATE_CELLS, JoinOptions
 from cuckooflow.transforms.join_outputs import ExamplesSchema
@@ -121,9 +122,10 @@ class OnlineJoin(beam.PTransform):
         job: name of the job; with the stage and the shard it names the memory of a shard.
         impressions, actions: the declared columns, without the event time, as the source gives them.
         now_us: the wall clock, for setting the re-check timer; no outcome depends on it.
+        hand_over: where a backfill ended and this join goes on; None: it begins with its logs.
 
     Raises:
-        SpecError: a column that the options name is not declared.
+        SpecError: a column that the options name is not declared, or the hand-over is of another join.
     """
 
     def __init__(
@@ -133,16 +135,20 @@ class OnlineJoin(beam.PTransform):
         impressions: pa.Schema,
         actions: pa.Schema,
         now_us: Callable[[], int] | None = None,
+        hand_over: HandOver | None = None,
     ) -> None:
         super().__init__()
         self.schema = ExamplesSchema(options, impressions, actions)
         self.schema.check()
+        if hand_over is not None:
+            hand_over.check(options)
+        self._hand_over = hand_over
         self._job = job
         self._now_us = now_us or _wall_clock_us
 
     def expand(self, elements: Any) -> Any:
         stage = f"{self.label}-{uuid.uuid4().hex}"
-        fn = _JoinFn(self.schema, self._job, stage, self._now_us, cuckooflow.__version__)
+        fn = _JoinFn(self.schema, self._job, stage, self._now_us, cuckooflow.__version__, self._hand_over)
         outputs = (
             elements
             | "TypeShards" >> beam.Map(_keyed).with_output_types(Keyed)
@@ -168,13 +174,20 @@ def _wall_clock_us() -> int:
 
 class _JoinFn(beam.DoFn):
     def __init__(
-        self, schema: ExamplesSchema, job: str, stage: str, now_us: Callable[[], int], version: str
+        self,
+        schema: ExamplesSchema,
+        job: str,
+        stage: str,
+        now_us: Callable[[], int],
+        version: str,
+        hand_over: HandOver | None,
     ) -> None:
         self._schema = schema
         self._job = job
         self._stage = stage
         self._now_us = now_us
         self._version = version
+        self._hand_over = hand_over
         self._rows = {
             name: Metrics.counter("cuckooflow", f"join_{name}_rows")
             for name in (EXAMPLES, LATE, UNMATCHED, DEAD)
@@ -235,9 +248,9 @@ class _JoinFn(beam.DoFn):
             return memory
         ring = CellRing(used, state.overflow, self._schema.options.bucket_us)
         if saved is None:
-            return JoinShard(shard, self._schema, ring, None)
+            return JoinShard(shard, self._schema, ring, None, self._hand_over)
         self._rebuilt.inc()
-        return JoinShard(shard, self._schema, ring, (saved, state.clock.read()))
+        return JoinShard(shard, self._schema, ring, (saved, state.clock.read()), self._hand_over)
 
     def _write(self, state: _State, memory: JoinShard) -> None:
         meta, clock = memory.save()

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cuckooflow.errors import LogError, SpecError
 from cuckooflow.logs.contract import LogReader
 from cuckooflow.transforms.columns import EventSchema
+from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.in_band import (
     ACTIONS,
     IMPRESSIONS,
@@ -141,6 +142,8 @@ class PollCore:
         impressions, actions: the two logs.
         options: see :class:`PollOptions`.
         state: what :meth:`state` gave; None begins at each partition's first offset.
+        hand_over: where a backfill ended; None: nowhere. Without a state, partitions begin where it says, and
+            what a backfill has refused is not refused again.
 
     Raises:
         SpecError: the two schemas do not go together.
@@ -153,6 +156,7 @@ class PollCore:
         actions: PollSource,
         options: PollOptions | None = None,
         state: bytes | None = None,
+        hand_over: HandOver | None = None,
     ) -> None:
         _check_together(impressions.schema, actions.schema)
         options = options or PollOptions()
@@ -162,9 +166,10 @@ class PollCore:
         self._counts = {log: len(source.reader.partitions()) for log, source in self._sources.items()}
         self._last_element_us: int | None = None
         self._turn = 0
+        self._hand_over = hand_over
         if state is None:
             self._partitions = {
-                (log, partition): PartitionState(source.reader.start_offset(partition))
+                (log, partition): self._begin(log, partition, source.reader)
                 for log, source in self._sources.items()
                 for partition in source.reader.partitions()
             }
@@ -236,6 +241,18 @@ class PollCore:
         }
         return json.dumps(body, separators=(",", ":")).encode()
 
+    def _begin(self, log: int, partition: int, reader: LogReader) -> PartitionState:
+        if self._hand_over is None:
+            return PartitionState(reader.start_offset(partition))
+        expected = self._hand_over.incarnations.get(log, self._incarnations[log])
+        if expected != self._incarnations[log]:
+            raise LogError(
+                f"expected the {LOG_NAMES[log]} log of incarnation {expected}, which was backfilled, found "
+                f"{self._incarnations[log]}: it was recreated; make the backfill of this one"
+            )
+        first = (reader.start_offset(partition), NO_TIME_US)
+        return PartitionState(*self._hand_over.starts.get((log, partition), first))
+
     def _restored(self, state: bytes) -> dict[tuple[int, int], PartitionState]:
         body = json.loads(state)
         for log, incarnation in body["incarnations"]:
@@ -298,14 +315,25 @@ class PollCore:
         parsed = parse_messages(
             batch, log, source.reader.name, source.schema, self.options.max_future_skew_us
         )
-        rows = parsed.rows
+        rows, dead = parsed.rows, parsed.dead
+        if self._hand_over is not None and dead.num_rows:
+            dead = self._not_backfilled(rows, dead, now.watermark_us, self._hand_over.at_us)
         if rows.num_rows:
             after = np.maximum.accumulate(rows.column("_time").to_numpy()) - self.options.max_skew_us
             after = np.maximum(after, now.watermark_us)
             before = np.concatenate(([now.watermark_us], after[:-1]))
             rows = rows.set_column(rows.schema.get_field_index("_wm"), "_wm", pa.array(before))
             now.watermark_us = int(after[-1])
-        return rows, parsed.dead, len(batch)
+        return rows, dead, len(batch)
+
+    def _not_backfilled(
+        self, rows: pa.RecordBatch, dead: pa.RecordBatch, watermark_us: int, at_us: int
+    ) -> pa.RecordBatch:
+        """Refused messages before which the partition's watermark had reached the hand-over."""
+        latest = np.maximum.accumulate(rows.column("_time").to_numpy()) - self.options.max_skew_us
+        before = np.maximum(np.concatenate(([watermark_us], latest)), watermark_us)
+        at = np.searchsorted(rows.column("_offset").to_numpy(), dead.column("offset").to_numpy())
+        return dead.filter(pa.array(before[at] >= at_us))
 
     def _note_idle(self, now: PartitionState, now_us: int) -> None:
         if not self.options.live:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
+from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
 
 
@@ -29,9 +30,13 @@ class LogInput:
 
 
 def _open_poller(
-    impressions: LogInput, actions: LogInput, options: PollOptions, state: bytes | None
+    impressions: LogInput,
+    actions: LogInput,
+    options: PollOptions,
+    hand_over: HandOver | None,
+    state: bytes | None,
 ) -> PollCore:
-    return PollCore(impressions.open(), actions.open(), options, state)
+    return PollCore(impressions.open(), actions.open(), options, state, hand_over)
 
 
 class ReadLogs(PollSourceTransform):
@@ -46,6 +51,7 @@ class ReadLogs(PollSourceTransform):
         front_end: see :mod:`~cuckooflow.transforms.front_ends`.
         poll_interval_us: the wait after a poll that found nothing, default 100 ms.
         firing: for ``stateful``, see :class:`~cuckooflow.transforms.stateful_poll.Firing`.
+        hand_over: where a backfill ended, see :class:`~cuckooflow.transforms.poll_core.PollCore`.
 
     Raises:
         LogNotFound, SpecError: a log is not there, or the two do not go together; while the pipeline is
@@ -60,9 +66,9 @@ class ReadLogs(PollSourceTransform):
         front_end: FrontEnd = "generator",
         poll_interval_us: int = 100_000,
         firing: Firing | None = None,
+        hand_over: HandOver | None = None,
     ) -> None:
         options = options or PollOptions()
-        _open_poller(impressions, actions, options, None)
-        super().__init__(
-            partial(_open_poller, impressions, actions, options), front_end, poll_interval_us, firing
-        )
+        open_poller = partial(_open_poller, impressions, actions, options, hand_over)
+        open_poller(None)
+        super().__init__(open_poller, front_end, poll_interval_us, firing)

@@ -17,18 +17,21 @@ from cuckooflow.transforms.input_ranges import InputRange, log_ranges
 from cuckooflow.transforms.placed_rows import PlaceColumns
 from cuckooflow.transforms.read_logs import LogInput
 
-#: Messages of a range of a log at most, default 65,536: a task of the first pass. Costs its memory.
-RANGE_MESSAGES = 65_536
-
 
 @dataclass(frozen=True)
 class JobInputs:
-    """The two inputs of a job's join."""
+    """The two inputs of a job's join.
+
+    Attributes:
+        sources: log -> what is read.
+        range_messages: of a log, the messages that one task of the first pass reads at most. Costs its memory.
+    """
 
     sources: Mapping[int, LogInput | FileInput]
+    range_messages: int
 
     @classmethod
-    def of(cls, job: JobSpec) -> JobInputs:
+    def of(cls, job: JobSpec, range_messages: int) -> JobInputs:
         """Files where the spec's ``backfill`` names some, else the job's logs."""
         sources: dict[int, LogInput | FileInput] = {}
         for log, schema, files, of_log in (
@@ -37,7 +40,7 @@ class JobInputs:
         ):
             path = job.path(of_log.path)
             sources[log] = LogInput(path, schema) if files is None else _files(job, files, schema, path.name)
-        return cls(sources)
+        return cls(sources, range_messages)
 
     def names(self) -> list[str]:
         """Paths and patterns."""
@@ -62,6 +65,15 @@ class JobInputs:
             found[LOG_NAMES[log]] = {"incarnation": reader.incarnation(), "spans": spans}
         return found
 
+    def partitions(self, listing: Mapping[str, Any]) -> dict[tuple[int, int], str]:
+        """(log, partition) -> incarnation, of the inputs that are logs."""
+        found = {}
+        for log in self.sources:
+            listed = listing[LOG_NAMES[log]]
+            for partition, _, _ in listed.get("spans", []):
+                found[log, partition] = str(listed["incarnation"])
+        return found
+
     def ranges(self, listing: Mapping[str, Any]) -> Sequence[InputRange]:
         """The ranges of what was listed.
 
@@ -81,7 +93,7 @@ class JobInputs:
                     f"{incarnation}: it was recreated; begin the backfill anew with --restart"
                 )
             spans = {p: (first, end) for p, first, end in listed["spans"]}
-            ranges += log_ranges(source, log, RANGE_MESSAGES, spans)
+            ranges += log_ranges(source, log, self.range_messages, spans)
         return ranges
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import posixpath
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cuckooflow.errors import BackfillUnbalanced, SpecError
+from cuckooflow.errors import BackfillUnbalanced
 from cuckooflow.pipelines.backfill.estimate import choose_layout, sample_inputs
+from cuckooflow.pipelines.backfill.handing_over import HAND_OVER, make_hand_over
 from cuckooflow.pipelines.backfill.inputs import JobInputs
+from cuckooflow.pipelines.backfill.request import BackfillRequest
 from cuckooflow.pipelines.backfill.run_state import (
     FolderLock,
     RunState,
@@ -66,34 +67,12 @@ from cuckooflow.transforms.pieces import (
 from cuckooflow.transforms.prefix_watermarks import latest_before_blocks
 from cuckooflow.transforms.scan_ranges import ScanOptions
 from cuckooflow.transforms.slice_join import complete
-from cuckooflow.transforms.whole_files import list_files, read_whole, remove
+from cuckooflow.transforms.whole_files import list_files, read_whole, remove, write_whole
 
 #: Rows that one task puts in order, block after block, default 64 MiB: a task's work, not its memory.
 ORDER_BYTES = 64 << 20
 
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class BackfillRequest:
-    """What is asked of a backfill.
-
-    Attributes:
-        first, until: days of event time, UTC, half open.
-        out: folder of the results, a path or an address of a file system that Beam knows.
-        slice_bytes: rows of a slice in memory at once, default 256 MiB.
-        restart: give up what an unfinished run of another request had begun here.
-    """
-
-    first: date
-    until: date
-    out: str
-    slice_bytes: int = 256 << 20
-    restart: bool = False
-
-    def __post_init__(self) -> None:
-        if self.first >= self.until:
-            raise SpecError(f"expected --from before --to, received {self.first} and {self.until}")
 
 
 def run_join_backfill(
@@ -109,7 +88,7 @@ def run_join_backfill(
         CuckooflowError: by name.
     """
     with FolderLock(request.out):
-        inputs = JobInputs.of(job)
+        inputs = JobInputs.of(job, request.range_messages)
 
         def begin() -> tuple[dict[str, Any], int, int]:
             listing = inputs.listing()
@@ -140,6 +119,8 @@ def _asked(job: JobSpec, request: BackfillRequest, inputs: JobInputs) -> dict[st
         "files": job.backfill.model_dump(),
         "days": [request.first, request.until],
         "slice_bytes": request.slice_bytes,
+        "range_messages": request.range_messages,
+        "hand_over_us": request.hand_over_us,
     }
 
 
@@ -166,7 +147,7 @@ def backfill_options(job: JobSpec, request: BackfillRequest, state: RunState) ->
         rate=job.negative_sampling.rate,
         seed=job.negative_sampling.seed,
         partitions=job.logs.examples.partitions,
-        clock_us=END_TIME_US,
+        clock_us=END_TIME_US if request.hand_over_us is None else request.hand_over_us,
         slice_bytes=request.slice_bytes,
     )
 
@@ -200,6 +181,12 @@ class _Backfill:
         scanned = self._scan()
         latest_us = before_blocks(scanned)
         verdicts = self._settle(scanned, latest_us)
+        if self._request.hand_over_us is not None:
+            places = self._inputs.partitions(self._state.listing)
+            hand_over = make_hand_over(self._request, self._options, places, scanned, latest_us, verdicts)
+            path = posixpath.join(self._request.out, HAND_OVER)
+            write_whole(path, hand_over.to_bytes())
+            self._tell(f"hand_over={path}")
         for day in days_between(self._request.first, self._request.until):
             manifest = read_manifest(self._request.out, day)
             if manifest is None or manifest.run != self._state.run:
@@ -272,6 +259,7 @@ class _Backfill:
             partitions=self._options.partitions,
             files=tuple(files),
             counts=counts,
+            until_us=self._request.hand_over_us,
         )
         commit_day(self._request.out, manifest, written)
         remove(written)
@@ -309,6 +297,9 @@ class _Backfill:
         self, day_us: int, written: str, scanned: Catalogue, latest_us: npt.NDArray[np.int64]
     ) -> LettersTask:
         blocks = scanned.blocks
+        end_us = day_us + DAY_US
+        if self._request.hand_over_us is not None and end_us == day_start_us(self._request.until):
+            end_us = END_TIME_US  # what was refused before the hand-over and is beyond the last day
         after = np.maximum(latest_us, np.array([b.latest_us for b in blocks], np.int64))
         first_us = _first_times(scanned)
         begin = np.where(latest_us == NO_TIME_US, first_us, latest_us)
@@ -317,10 +308,10 @@ class _Backfill:
         near = np.zeros(len(letters), np.bool_)
         if len(blocks):
             ends = np.maximum(after, first_us)
-            near = letters & (begin[source] < day_us + DAY_US) & (ends[source] >= day_us)
+            near = letters & (begin[source] < end_us) & (ends[source] >= day_us)
         chosen = scanned.where(near, latest_us)
         firsts = scanned.where(near, first_us).before_us
-        return LettersTask(written, self._state.run, day_us, day_us + DAY_US, chosen, firsts)
+        return LettersTask(written, self._state.run, day_us, end_us, chosen, firsts)
 
 
 def unordered_blocks(scanned: Catalogue, options: BackfillOptions) -> list[tuple[UnorderedBlock, ...]]:

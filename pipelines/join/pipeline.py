@@ -16,14 +16,24 @@ from cuckooflow.pipelines.options import (
     poll_options,
 )
 from cuckooflow.transforms.front_ends import FrontEnd
+from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.negative_sampling import NegativeSampling
 from cuckooflow.transforms.online_join import OnlineJoin
 from cuckooflow.transforms.read_logs import LogInput, ReadLogs
 from cuckooflow.transforms.sinks import WriteExamples, WriteJsonLines
 
 
-def build_join(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_at_end: bool) -> None:
+def build_join(
+    pipeline: beam.Pipeline,
+    job: JobSpec,
+    front_end: FrontEnd,
+    stop_at_end: bool,
+    hand_over: HandOver | None = None,
+) -> None:
     """Add the join's stages to a pipeline; the logs that it writes are created where they are not there.
+
+    Args:
+        hand_over: where a backfill ended and the join goes on; None: it begins with its logs.
 
     Raises:
         LogNotFound: the impressions or the actions log is not there.
@@ -35,11 +45,14 @@ def build_join(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop_
         LogInput(job.path(logs.actions.path), actions),
         poll_options(job, stop_at_end),
         front_end,
+        hand_over=hand_over,
     )
     create_missing(job, logs.examples, "frames")
     for log in (logs.late, logs.unmatched, logs.dead_letters, logs.join_balances):
         create_missing(job, log, "lines")
-    joined = elements.main | "OnlineJoin" >> OnlineJoin(join_options(job), job.name, *declared_columns(job))
+    joined = elements.main | "OnlineJoin" >> OnlineJoin(
+        join_options(job), job.name, *declared_columns(job), hand_over=hand_over
+    )
     sampling = job.negative_sampling
     sampled = {"examples": joined.examples, "late": joined.late} | "NegativeSampling" >> NegativeSampling(
         sampling.rate, sampling.seed, job.join.balance_interval

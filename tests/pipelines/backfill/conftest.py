@@ -193,12 +193,12 @@ def feed(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Feed:
     for name, table in _events(shared_data).items():
         log = getattr(made.job.logs, name)
         made.messages[name] = _append(made.job.path(log.path), _messages(table, rng), log.partitions, "lines")
-    done = run("run", "join", made.spec, "--stop-at-end")
+    done = _run("run", "join", made.spec, "--stop-at-end")
     assert done.returncode == 0, done.stderr[-4000:]
     return made
 
 
-def run(*words: object, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def _run(*words: object, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "cuckooflow.pipelines.cli", *map(str, words)],
@@ -235,8 +235,13 @@ def backfill() -> Callable[..., str]:
     """Runs ``backfill join`` to its end; what it printed."""
 
     def join(spec: Path, out: Path, *more: object, first: str = DAYS[0], until: str = DAYS[1]) -> str:
-        done = run("backfill", "join", spec, "--from", first, "--to", until, "--out", out, *more)
+        done = _run("backfill", "join", spec, "--from", first, "--to", until, "--out", out, *more)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
 
     return join
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return _run
