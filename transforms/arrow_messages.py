@@ -53,7 +53,7 @@ def decode_arrow(messages: Sequence[bytes], index: I64, schema: EventSchema) -> 
             alike.append((table.schema, group))
         group.append((i, table))
     for _, group in alike:
-        _take(group, index, schema, decoded)
+        _take_group(group, index, schema, decoded)
     return decoded
 
 
@@ -81,21 +81,13 @@ def decode_table(table: pa.Table, schema: EventSchema) -> Decoded:
         for name in sorted(set(table.schema.names) - tops):
             there = np.flatnonzero(table.column(name).is_valid().to_numpy() & keep)
             detail = f"expected only declared columns, received {name}"
-            decoded.refused += [Refused(at, 0, UNKNOWN_COLUMN, detail, _alone(table, at)) for at in there.tolist()]
+            decoded.refused += [
+                Refused(at, 0, UNKNOWN_COLUMN, detail, _alone(table, at)) for at in there.tolist()
+            ]
             keep[there] = False
     which = np.flatnonzero(keep)
     rows = table.take(pa.array(which)).combine_chunks()
-    flat = flat_rows(rows, schema.places, schema.message.list_path)
-    for at in flat.without_list.tolist():
-        detail = f"expected a list in {schema.message.explode}, found null"
-        decoded.refused.append(Refused(int(which[at]), 0, MISSING_COLUMN, detail, _alone(rows, at)))
-    decoded.leave_out(NO_ITEMS, len(flat.empty))
-    document = flat.document
-    exploded = schema.message.list_path is not None
-    message = which[document]
-    place = _running(message) if exploded else np.zeros(len(message), np.int64)
-    shared = document if exploded else None
-    decoded.parts.append(Rows(flat.table, message, place, lambda at: _alone(rows, int(document[at])), shared))
+    _take(rows, which, np.zeros(len(which), np.int64), schema, decoded)
     return decoded
 
 
@@ -133,12 +125,20 @@ def _schema_fault(found: pa.Schema, schema: EventSchema) -> tuple[str, str] | No
     return None
 
 
-def _take(group: Sequence[tuple[int, pa.Table]], index: I64, schema: EventSchema, decoded: Decoded) -> None:
+def _take_group(
+    group: Sequence[tuple[int, pa.Table]], index: I64, schema: EventSchema, decoded: Decoded
+) -> None:
+    """Messages of one schema."""
     tables = [table for _, table in group]
     whole = pa.concat_tables(tables).combine_chunks() if len(tables) > 1 else tables[0].combine_chunks()
     lengths = np.array([table.num_rows for table in tables])
     message = np.repeat(index[np.array([i for i, _ in group])], lengths)
     row = np.arange(whole.num_rows) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    _take(whole, message, row, schema, decoded)
+
+
+def _take(whole: pa.Table, message: I64, row: I64, schema: EventSchema, decoded: Decoded) -> None:
+    """Rows, (n,) with the message of each and its row in it."""
 
     def refuse(documents: I64, reason: str, detail: str) -> None:
         for at in documents.tolist():
@@ -165,7 +165,8 @@ def _take(group: Sequence[tuple[int, pa.Table]], index: I64, schema: EventSchema
 
 def _alone(table: pa.Table, at: int) -> bytes:
     """One row as a message of its own."""
-    return encode_batch(table.slice(at, 1).combine_chunks().to_batches()[0])
+    # A copy: a slice's padding holds bytes of its neighbours, and so would not be the same everywhere.
+    return encode_batch(table.take(pa.array([at])).combine_chunks().to_batches()[0])
 
 
 def _running(groups: I64) -> I64:

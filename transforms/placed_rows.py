@@ -210,7 +210,7 @@ def _messages(
 def _placed(parsed: Parsed, places: Places, source: PlacedInput) -> Parsed:
     """Rows and letters with their places, whose offset is their number among those."""
     several = source.layout == "rows" and source.columns.row is not None
-    both = []
+    both: list[pa.RecordBatch] = []
     for rows, prefix in ((parsed.rows, "_"), (parsed.dead, "")):
         at = rows.column(f"{prefix}offset").to_numpy()
         within = rows.column(f"{prefix}row").to_numpy()
@@ -225,4 +225,5 @@ def _placed(parsed: Parsed, places: Places, source: PlacedInput) -> Parsed:
             field = rows.schema.field(index)
             rows = rows.set_column(index, field, pa.array(column, field.type))
         both.append(rows)
-    return Parsed(*both, parsed.left_out)
+    placed, dead = both
+    return Parsed(placed, dead, parsed.left_out)
