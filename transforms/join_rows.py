@@ -189,7 +189,9 @@ class LabelRules:
             column = actions.column(label.column).cast(pa.float64(), safe=False)
             values = column.to_numpy(zero_copy_only=False)[mine]
             if label.value == "sum":
-                found.append(pa.array(np.bincount(at, values, minlength=rows)))
+                # In one order, whatever the order of arrival: a sum of fractions depends on it.
+                order = np.argsort(values, kind="stable")
+                found.append(pa.array(np.bincount(at[order], values[order], minlength=rows)))
             else:
                 most = np.zeros(rows)
                 np.maximum.at(most, at, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,7 @@ from cuckooflow.transforms.in_band_clock import InBandClock
 from cuckooflow.transforms.join_core import JoinCore
 from cuckooflow.transforms.join_options import JoinOptions, Label
 from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinOutputs
-from cuckooflow.transforms.join_rows import ACCEPTED, REPEATED, REUSED
+from cuckooflow.transforms.join_rows import ACCEPTED, REPEATED, REUSED, LabelRules
 from cuckooflow.transforms.join_state import CellRing, ListBag
 from cuckooflow.transforms.join_testing import ElementFeed
 from cuckooflow.transforms.key_settlement import settle_impressions
@@ -26,13 +27,25 @@ from cuckooflow.transforms.slice_join import SliceOutputs, join_slice
 
 IMPRESSION_COLUMNS = pa.schema([("k", pa.string()), ("n", pa.int64()), ("feature", pa.int64())])
 ACTION_COLUMNS = pa.schema(
-    [("k", pa.string()), ("n", pa.int64()), ("kind", pa.string()), ("id", pa.string())]
+    [
+        ("k", pa.string()),
+        ("n", pa.int64()),
+        ("kind", pa.string()),
+        ("id", pa.string()),
+        ("seconds", pa.float64()),
+    ]
 )
 SKEW_US = 4
 OPTIONS = JoinOptions(
     key=("k", "n"),
     action_type="kind",
-    labels=(Label("click", "click", 9), Label("like", "like", 20), Label("like_soon", "like", 5)),
+    labels=(
+        Label("click", "click", 9),
+        Label("like", "like", 20),
+        Label("like_soon", "like", 5),
+        Label("watched", "like", 20, "sum", "seconds"),
+        Label("likes", "like", 20, "count"),
+    ),
     late_horizon_us=15,
     max_lead_us=40,
     state_buckets=6,
@@ -55,7 +68,8 @@ def arrivals(draw: st.DrawFn) -> list[list[dict]]:
                     row["feature"] = draw(st.integers(0, 9))
                 else:
                     row["kind"] = draw(st.sampled_from(["click", "like", "like", "share"]))
-                    row["id"] = draw(st.sampled_from([None, None, "x"]))
+                    row["id"] = draw(st.sampled_from([None, None, "x", "y", "z"]))
+                    row["seconds"] = draw(st.sampled_from([0.0, 0.1, 0.7, 1e15, None]))
                 rows.append(row)
     polls: list[list[dict]] = []
     for row in draw(st.permutations(rows)):
@@ -219,3 +233,15 @@ def test_keys_are_told_apart_exactly(same_hash):
     if not same_hash:
         rows = rows.set_column(2, "_hash", pa.array([7, 8], pa.uint64()))
     assert settle_impressions(rows, OPTIONS).tolist() == [ACCEPTED, ACCEPTED]
+
+
+def test_a_sum_of_fractions_does_not_depend_on_the_order_of_arrival():
+    rules = LabelRules(OPTIONS)
+    seconds = np.array([0.1, 0.2, 0.3, 1e15, 0.7])
+    sums = set()
+    for order in itertools.permutations(range(5)):
+        actions = pa.RecordBatch.from_pydict({"seconds": pa.array(seconds[list(order)])})
+        watched = rules.values(1, np.zeros(5, np.int64), np.full(5, 8, np.uint64), actions)[3]
+        sums.add(watched[0].as_py())
+    assert len(sums) == 1
+    assert len({sum(order) for order in itertools.permutations(seconds.tolist())}) > 1
