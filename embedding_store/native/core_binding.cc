@@ -145,11 +145,10 @@ class PushBuilder {
     const float* g = gradients.data();
     const uint32_t* count = counts ? counts->data() : nullptr;
     const int64_t n = ids.size();
+    held_.push_back(gradients);
     const py::gil_scoped_release release;
     push_.tables.push_back({table, GradientBatch(id, g, count, n, dim)});
-    const GradientBatch& batch = push_.tables.back().batch;
-    // A NaN or an infinity stays one in a sum, so the sums tell of the parts too.
-    return all_finite(batch.sums.data(), static_cast<int64_t>(batch.sums.size()));
+    return push_.tables.back().batch.finite();
   }
 
   bool add_counters(int table, const Ids& ids, const Floats& amounts, const Times& times) {

@@ -22,6 +22,7 @@ CuckooIndex::Segment CuckooIndex::new_segment() {
 }
 
 bool CuckooIndex::insert(uint64_t key, uint32_t row, uint64_t segments_max) {
+  ++changes_;
   const uint64_t h = hash(key);
   while (!try_insert(directory_[directory_slot(h)], h, key, row)) {
     if (segments_ >= segments_max) return false;
@@ -32,6 +33,7 @@ bool CuckooIndex::insert(uint64_t key, uint32_t row, uint64_t segments_max) {
 }
 
 void CuckooIndex::erase(uint64_t key) {
+  ++changes_;
   const uint64_t h = hash(key);
   const Segment segment = directory_[directory_slot(h)];
   const Place at{h, segment.buckets};
@@ -48,6 +50,22 @@ void CuckooIndex::erase(uint64_t key) {
   // The first bucket stays marked as spilled: others of its keys may live in their second one. Lest in the
   // course of time every bucket is, the marks are found anew once as many keys were erased as fit in.
   if (++erased_[segment.number] == kSegmentSlots) find_spilled(segment);
+}
+
+void CuckooIndex::settle(const Segment& segment) {
+  for (uint32_t b = 0; b < kBuckets; ++b) {
+    CuckooBucket& away = segment.buckets[b];
+    for (int slot = 0; slot < CuckooBucket::kSlots; ++slot) {
+      const uint32_t tag = away.tag(slot);
+      if (tag == 0) continue;
+      const uint32_t first = hash(away.keys[slot]) & (kBuckets - 1);
+      const int room = first == b ? -1 : segment.buckets[first].free_slot();
+      if (room < 0) continue;
+      segment.buckets[first].set(room, away.keys[slot], away.rows[slot], tag);
+      away.clear(slot);
+    }
+  }
+  find_spilled(segment);
 }
 
 void CuckooIndex::find_spilled(const Segment& segment) {
@@ -163,7 +181,6 @@ void CuckooIndex::split(uint64_t hash) {
   for (uint32_t b = 0; b < kBuckets; ++b) {
     CuckooBucket& from = old.buckets[b];
     CuckooBucket& to = fresh.buckets[b];
-    to.meta = from.meta & CuckooBucket::kSpilled;
     for (int slot = 0; slot < CuckooBucket::kSlots; ++slot) {
       const uint32_t tag = from.tag(slot);
       if (tag == 0 || (CuckooIndex::hash(from.keys[slot]) & bit) == 0) continue;
@@ -173,6 +190,8 @@ void CuckooIndex::split(uint64_t hash) {
       ++used_[fresh.number];
     }
   }
+  settle(old);
+  settle(fresh);
   for (size_t entry = 0; entry < directory_.size(); ++entry) {
     const bool upper = (entry >> (depth_ - depth - 1)) & 1U;
     if (directory_[entry].number == old.number && upper) directory_[entry] = fresh;

@@ -3,8 +3,9 @@
 // Every 64-bit value is a valid key; an empty slot is told by its tag. The index is a directory of
 // segments of fixed size. A segment fills to 95 % by moving keys between their two buckets along the
 // shortest path (breadth first, bounded); then it splits in two by one more bit of the hash. A key keeps
-// its bucket and slot when its segment splits, so a split is one pass over 256 KiB: growth never pauses
-// for the size of the table.
+// its bucket when its segment splits, or gets back from its second to its first where that has room now. So a
+// split is a few passes over 512 KiB: growth never pauses for the size of the table, and most lookups end in
+// the first bucket.
 //
 // Reading is safe from many threads; writing needs exclusion (the owner's lock).
 #pragma once
@@ -94,10 +95,8 @@ class CuckooIndex {
 
   static uint64_t hash(uint64_t key) { return mix64(key + 0x9e3779b97f4a7c15ULL); }
 
-  Place place(uint64_t key) const {
-    const uint64_t h = hash(key);
-    return {h, directory_[directory_slot(h)].buckets};
-  }
+  Place place(uint64_t key) const { return place_of(hash(key)); }
+  Place place_of(uint64_t hash) const { return {hash, directory_[directory_slot(hash)].buckets}; }
 
   uint32_t find(uint64_t key) const {
     const Place at = place(key);
@@ -116,6 +115,8 @@ class CuckooIndex {
   // The row numbers in a key's two buckets, whose room it needs; how many.
   int neighbours(uint64_t key, uint32_t rows[2 * CuckooBucket::kSlots]) const;
 
+  // Grows with every insertion and removal: what was found before may be elsewhere, or no more, after.
+  uint64_t changes() const { return changes_; }
   uint64_t size() const { return size_; }
   uint64_t capacity() const { return uint64_t{segments_} * kSegmentSlots; }
   uint64_t bytes() const { return uint64_t{segments_} * kBuckets * sizeof(CuckooBucket); }
@@ -144,6 +145,8 @@ class CuckooIndex {
   bool try_insert(const Segment& segment, uint64_t hash, uint64_t key, uint32_t row);
   bool make_room(const Segment& segment, uint64_t hash);
   void split(uint64_t hash);
+  // Moves keys from their second bucket to their first where that has room by now.
+  void settle(const Segment& segment);
   void find_spilled(const Segment& segment);
 
   std::vector<Segment> directory_;  // 2^depth_ entries; a segment of lesser depth fills several
@@ -154,6 +157,7 @@ class CuckooIndex {
   uint32_t depth_ = 0;
   uint32_t segments_ = 0;
   uint64_t size_ = 0;
+  uint64_t changes_ = 0;
 };
 
 }  // namespace cuckooflow

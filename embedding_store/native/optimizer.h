@@ -37,6 +37,9 @@ struct Optimizer {
     return 0;
   }
 
+  // Whether a step depends on how many came before it.
+  bool counts_steps() const { return kind == OptimizerKind::kAdam; }
+
   // The slots of a row that has its first weights and was never updated.
   void init_slots(const float* weights, float* slots, int64_t n) const {
     std::fill_n(slots, this->slots(n), 0.0F);

@@ -1,5 +1,10 @@
-// Rows of one table, by number. A row is a small header, its weights and all optimizer slots in one
-// piece, so that it is always one version. Rows never move; the memory of released ones is used again first.
+// Rows of one table, by number. A row is a small header, and its weights and all optimizer slots in one
+// piece; all of it changes under the writer's lock, so that it is always one version. Rows never move; the
+// memory of released ones is used again first.
+//
+// Rows lie in groups of four: one cache line of their headers, then their contents. So a header costs no
+// more than its 16 bytes, and contents of whole cache lines begin at one: what a lookup reads is as few lines
+// as can be, none of them a header's.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +22,7 @@ struct RowHeader {
 
   uint64_t id;
   uint32_t epoch;    // the store's epoch when the row was last touched; kFree where there is no row
-  uint16_t step;     // how often it was updated; stays at its greatest value
+  uint16_t step;     // how often it was updated, where the optimizer asks; stays at its greatest value
   uint16_t touched;  // when it was last touched, by the table's RowClock
 
   // Adam's bias correction is 1 but for 0.1 % at 65,535 steps; larger betas than 0.9999 are refused.
@@ -31,23 +36,35 @@ static_assert(sizeof(RowHeader) == 16, "the header is part of the checkpoint's f
 class RowSlab {
  public:
   // `slots`: optimizer slot values of one row.
-  RowSlab(int64_t dim, int64_t slots)
-      : row_bytes_((sizeof(RowHeader) + sizeof(float) * (dim + slots) + 15) / 16 * 16) {
-    while ((row_bytes_ << (shift_ + 1)) <= kChunkBytes) ++shift_;
+  RowSlab(int64_t dim, int64_t slots) : content_bytes_((sizeof(float) * (dim + slots) + 15) / 16 * 16) {
+    while ((row_bytes() << (shift_ + 1)) <= kChunkBytes) ++shift_;
   }
 
-  size_t row_bytes() const { return row_bytes_; }
+  // Of a row's image, which is its header and then its content: also what it takes in memory.
+  size_t row_bytes() const { return sizeof(RowHeader) + content_bytes_; }
   // Row numbers are below this; some may be free.
   uint32_t size() const { return size_; }
   uint32_t free_rows() const { return free_count_; }
   uint32_t used_rows() const { return size_ - free_count_; }
-  size_t bytes() const { return size_ * row_bytes_; }
+  size_t bytes() const { return size_ * row_bytes(); }
 
-  uint8_t* at(uint32_t row) const {
-    return chunks_[row >> shift_].data() + size_t{row & ((1U << shift_) - 1)} * row_bytes_;
+  RowHeader* header(uint32_t row) const {
+    return reinterpret_cast<RowHeader*>(group(row) + sizeof(RowHeader) * (row % kGroup));
   }
-  RowHeader* header(uint32_t row) const { return reinterpret_cast<RowHeader*>(at(row)); }
-  float* weights(uint32_t row) const { return reinterpret_cast<float*>(at(row) + sizeof(RowHeader)); }
+  // The row's content.
+  float* weights(uint32_t row) const {
+    return reinterpret_cast<float*>(group(row) + sizeof(RowHeader) * kGroup +
+                                    content_bytes_ * (row % kGroup));
+  }
+
+  void save(uint32_t row, uint8_t* image) const {
+    std::memcpy(image, header(row), sizeof(RowHeader));
+    std::memcpy(image + sizeof(RowHeader), weights(row), content_bytes_);
+  }
+  void load(uint32_t row, const uint8_t* image) {
+    std::memcpy(header(row), image, sizeof(RowHeader));
+    std::memcpy(weights(row), image + sizeof(RowHeader), content_bytes_);
+  }
 
   bool is_free(uint32_t row) const { return header(row)->epoch == RowHeader::kFree; }
 
@@ -65,7 +82,8 @@ class RowSlab {
     const uint32_t row = first_free_;
     first_free_ = free_link(row)->next;
     --free_count_;
-    std::memset(at(row), 0, row_bytes_);
+    std::memset(header(row), 0, sizeof(RowHeader));
+    std::memset(weights(row), 0, content_bytes_);
     return row;
   }
 
@@ -77,14 +95,20 @@ class RowSlab {
     ++free_count_;
   }
 
-  // Asks for the cache lines of a row that hold its header and `floats` floats after it.
+  // Asks for the cache lines of a row's first `floats` floats; to write them, also of its header.
   template <bool kWrite>
   void prefetch(uint32_t row, int64_t floats) const {
     // GCC takes a function that only prefetches for a pure one and drops calls of it; this is an effect.
     asm volatile("");
-    const uint8_t* p = at(row);
-    const uint8_t* end = p + sizeof(RowHeader) + sizeof(float) * floats;
-    for (p -= reinterpret_cast<uintptr_t>(p) % 64; p < end; p += 64) __builtin_prefetch(p, kWrite ? 1 : 0, 3);
+    if (kWrite) __builtin_prefetch(header(row), 1, 3);
+    const auto* p = reinterpret_cast<const uint8_t*>(weights(row));
+    const uint8_t* end = p + sizeof(float) * floats;
+    for (p -= reinterpret_cast<uintptr_t>(p) % kLine; p < end; p += kLine)
+      __builtin_prefetch(p, kWrite ? 1 : 0, 3);
+  }
+  void prefetch_header(uint32_t row) const {
+    asm volatile("");
+    __builtin_prefetch(header(row), 0, 3);
   }
 
  private:
@@ -97,20 +121,28 @@ class RowSlab {
   };
   static_assert(offsetof(FreeLink, epoch) == offsetof(RowHeader, epoch) && sizeof(FreeLink) == 16);
 
-  FreeLink* free_link(uint32_t row) const { return reinterpret_cast<FreeLink*>(at(row)); }
+  FreeLink* free_link(uint32_t row) const { return reinterpret_cast<FreeLink*>(header(row)); }
+
+  uint8_t* group(uint32_t row) const {
+    const size_t in_chunk = row & ((1U << shift_) - 1);
+    return chunks_[row >> shift_].data() + in_chunk / kGroup * (kGroup * row_bytes());
+  }
 
   uint32_t append() {
     if (size_ == kRowsMax) throw std::bad_alloc();
-    if ((size_ >> shift_) == chunks_.size()) chunks_.emplace_back(row_bytes_ << shift_);
+    if ((size_ >> shift_) == chunks_.size()) chunks_.emplace_back(row_bytes() << shift_);
     return size_++;
   }
 
+  static constexpr uint32_t kGroup = 4;
+  static constexpr uintptr_t kLine = 64;
+  static_assert(kGroup * sizeof(RowHeader) == kLine, "the headers of a group are one cache line");
   static constexpr uint32_t kRowsMax = 0xffffffffU;  // the last number means: no row
   // Bound of a chunk: 16 huge pages, so that rounding up to whole ones wastes little. Pages that no row
   // has touched yet cost nothing.
   static constexpr size_t kChunkBytes = 16 * HugeBlock::kAlign;
 
-  size_t row_bytes_;
+  size_t content_bytes_;
   uint32_t shift_ = 0;  // log2 of the rows in a chunk
   uint32_t size_ = 0;
   uint32_t first_free_ = 0;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "admission_filter.h"
+#include "chosen_ids.h"
 #include "cuckoo_index.h"
 #include "gradient_batch.h"
 #include "gradient_options.h"
@@ -15,17 +16,13 @@
 #include "optimizer.h"
 #include "row_clock.h"
 #include "row_kind.h"
+#include "row_pipeline.h"
 #include "row_slab.h"
 #include "table_cut.h"
 #include "tombstone_journal.h"
 #include "touched_journal.h"
 
 namespace cuckooflow {
-
-// Which of `buckets` logical buckets an id belongs to.
-inline uint32_t bucket_of(uint64_t id, uint32_t buckets) {
-  return static_cast<uint32_t>((mix64(id ^ 0xbb67ae8584caa73bULL) >> 32) * buckets >> 32);
-}
 
 struct TableOptions {
   RowKind kind = RowKind::kFloat32;
@@ -49,7 +46,7 @@ struct TableOptions {
 class Table {
  public:
   static constexpr int kSlotBits = 12;
-  static constexpr int kBatch = 32;  // ids in flight at once; a core follows about a dozen misses
+  static constexpr int kAhead = 32;  // rows asked for in advance, where row numbers are known
 
   explicit Table(const TableOptions& options);
 
@@ -133,20 +130,20 @@ class Table {
   }
 
  private:
-  // Row numbers of up to kBatch ids, kNoRow where there is none; each row's lines are on their way.
-  template <bool kWrite>
-  void find_batch(const uint64_t* ids, int n, uint32_t* rows) const;
+  RowPipeline pipeline(bool with_slots) const {
+    return {index_, slab_, options_.dim + (with_slots ? options_.optimizer.slots(options_.dim) : 0)};
+  }
   // Calls change(row, i) for every id whose logical bucket is in the mask (null: all), in order; rows are
   // made where there are none. read_rows gives kNoRow there.
   template <typename Change>
   void change_rows(const uint64_t* ids, int64_t n, const uint8_t* bucket_mask, uint32_t epoch, Change change);
   template <typename Read>
-  void read_rows(const uint64_t* ids, int64_t n, Read read) const;
+  void read_rows(const uint64_t* ids, int64_t n, Read read) const {
+    pipeline(false).run<false>(ids, n, [](int64_t) {}, read);
+  }
   bool quantised() const { return options_.kind == RowKind::kFloat16 || options_.kind == RowKind::kInt8; }
   // A row of steps keeps its scale in the last four bytes of the header: nobody counts updates in read role.
-  float* scale_of(uint32_t row) const {
-    return reinterpret_cast<float*>(slab_.at(row) + sizeof(RowHeader) - sizeof(float));
-  }
+  float* scale_of(uint32_t row) const { return reinterpret_cast<float*>(slab_.header(row) + 1) - 1; }
   void clear_content(uint32_t row);
   void lookup_quantised(const uint64_t* ids, int64_t n, float* out) const;
   void assign_quantised(const uint64_t* ids, const float* weights, int64_t n, uint32_t epoch);
@@ -159,6 +156,8 @@ class Table {
   void evict_for_memory(uint32_t row, uint32_t epoch);
   void evict(uint32_t row, uint32_t epoch);
   bool expired(uint32_t row) const;
+  // The row; kNoRow if its time-to-live was over, in which case it is evicted.
+  uint32_t without_expired(uint32_t row, uint32_t epoch);
   // Evicts what is expired at `as_of`, the clock's time or a later one.
   uint64_t sweep(uint32_t first, uint32_t n, int64_t as_of, uint32_t epoch);
   void sweep_on(uint32_t epoch);

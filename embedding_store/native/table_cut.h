@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "row_slab.h"
@@ -29,8 +30,9 @@ class TableCut {
       return;
     }
     if (!in_cut(slab, row) || images_.count(row) > 0) return;
-    const uint8_t* image = slab.at(row);
-    images_.emplace(row, std::vector<uint8_t>(image, image + slab.row_bytes()));
+    std::vector<uint8_t> image(slab.row_bytes());
+    slab.save(row, image.data());
+    images_.emplace(row, std::move(image));
   }
 
   // Copies those of the next `n` row numbers that were rows of the cut; how many. Called in order, under a
@@ -41,10 +43,12 @@ class TableCut {
     for (uint32_t row = next_; row < next_ + n; ++row) {
       const auto found = images_.find(row);
       const bool kept = found != images_.end();
-      if (kept ? !found->second.empty() : !slab.is_free(row) && in_cut(slab, row)) {
-        std::memcpy(out + bytes * copied++, kept ? found->second.data() : slab.at(row), bytes);
+      if (kept) {
+        if (!found->second.empty()) std::memcpy(out + bytes * copied++, found->second.data(), bytes);
+        images_.erase(found);
+      } else if (!slab.is_free(row) && in_cut(slab, row)) {
+        slab.save(row, out + bytes * copied++);
       }
-      if (kept) images_.erase(found);
     }
     next_ += n;
     return copied;

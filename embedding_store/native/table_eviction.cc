@@ -95,6 +95,13 @@ bool Table::expired(uint32_t row) const {
   return clock_.expired(clock_.age(header->touched), slot_of(header->id));
 }
 
+uint32_t Table::without_expired(uint32_t row, uint32_t epoch) {
+  if (row == kNoRow || !clock_.expires() || !expired(row)) return row;
+  evict(row, epoch);
+  ++evicted_expired_;
+  return kNoRow;
+}
+
 void Table::evict(uint32_t row, uint32_t epoch) {
   if (cut_) cut_->before_change(slab_, row);
   const uint64_t id = slab_.header(row)->id;
@@ -135,7 +142,7 @@ bool Table::evict_sampled(uint32_t epoch) {
   if (slab_.size() == 0) return false;
   for (uint32_t& row : rows) {
     row = static_cast<uint32_t>((mix64(++draws_) >> 32) * slab_.size() >> 32);
-    slab_.prefetch<true>(row, 0);
+    slab_.prefetch_header(row);
   }
   evict_for_memory(oldest_of(rows, kSample), epoch);
   return true;

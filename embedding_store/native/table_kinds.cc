@@ -8,42 +8,23 @@ namespace cuckooflow {
 template <typename Change>
 void Table::change_rows(const uint64_t* ids, int64_t n, const uint8_t* bucket_mask, uint32_t epoch,
                         Change change) {
-  uint64_t wanted[kBatch];
-  int64_t sources[kBatch];
-  uint32_t rows[kBatch];
-  for (int64_t start = 0; start < n;) {
-    int batch = 0;
-    for (; start < n && batch < kBatch; ++start) {
-      if (bucket_mask != nullptr && bucket_mask[bucket_of(ids[start], options_.buckets)] == 0) continue;
-      wanted[batch] = ids[start];
-      sources[batch++] = start;
-    }
-    find_batch<true>(wanted, batch, rows);
-    touches_ += batch;
-    const uint64_t evicted_before = evicted_memory_ + evicted_expired_;
-    for (int i = 0; i < batch; ++i) {
-      // Asked again before a row is made: an id that comes twice must not get two. And the row that was
-      // found may have gone for an id before it.
-      if (rows[i] == kNoRow || evicted_memory_ + evicted_expired_ != evicted_before) {
-        rows[i] = index_.find(wanted[i]);
-      }
-      if (rows[i] != kNoRow && clock_.expires() && expired(rows[i])) {
-        evict(rows[i], epoch);
-        ++evicted_expired_;
-        rows[i] = kNoRow;
-      }
-      if (rows[i] == kNoRow) {
-        rows[i] = create(wanted[i], epoch);
-        if (rows[i] == kNoRow) {
-          ++refused_new_ids_;
-          continue;
+  const ChosenIds chosen(ids, n, bucket_mask, options_.buckets);
+  touches_ += chosen.size();
+  pipeline(true).run<true>(
+      chosen.ids(), chosen.size(), [](int64_t) {},
+      [&](uint32_t row, int64_t k) {
+        row = without_expired(row, epoch);
+        if (row == kNoRow) {
+          row = create(chosen.ids()[k], epoch);
+          if (row == kNoRow) {
+            ++refused_new_ids_;
+            return;
+          }
+          clear_content(row);
         }
-        clear_content(rows[i]);
-      }
-      touch(rows[i], epoch);
-      change(rows[i], sources[i]);
-    }
-  }
+        touch(row, epoch);
+        change(row, chosen.source(k));
+      });
 }
 
 void Table::clear_content(uint32_t row) {
@@ -51,16 +32,6 @@ void Table::clear_content(uint32_t row) {
     CounterDecay::clear(reinterpret_cast<CounterTimes*>(slab_.weights(row)));
   } else if (options_.kind == RowKind::kRecent) {
     clear_recent(reinterpret_cast<RecentEntry*>(slab_.weights(row)), options_.columns);
-  }
-}
-
-template <typename Read>
-void Table::read_rows(const uint64_t* ids, int64_t n, Read read) const {
-  uint32_t rows[kBatch];
-  for (int64_t start = 0; start < n; start += kBatch) {
-    const int batch = static_cast<int>(std::min<int64_t>(kBatch, n - start));
-    find_batch<false>(ids + start, batch, rows);
-    for (int i = 0; i < batch; ++i) read(rows[i], start + i);
   }
 }
 

@@ -39,7 +39,7 @@ class TouchedJournal {
     for (const Part& part : parts_) {
       if (part.epoch <= epoch) continue;
       for (size_t i = 0; i < part.rows.size(); ++i) {
-        if (i + kAhead < part.rows.size()) slab.prefetch<false>(part.rows[i + kAhead], 0);
+        if (i + kAhead < part.rows.size()) slab.prefetch_header(part.rows[i + kAhead]);
         if (slab.header(part.rows[i])->epoch == part.epoch) rows->push_back(part.rows[i]);
       }
     }

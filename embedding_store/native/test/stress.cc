@@ -59,17 +59,22 @@ struct Entries {
   std::vector<uint64_t> ids;
   std::vector<float> values;
 
-  GradientBatch batch(int64_t dim) const {
-    std::vector<float> gradients;
-    for (const float value : values) gradients.insert(gradients.end(), dim, value);
-    return {ids.data(), gradients.data(), nullptr, static_cast<int64_t>(ids.size()), dim};
+  std::vector<float> gradients(int64_t dim) const {
+    std::vector<float> all;
+    for (const float value : values) all.insert(all.end(), dim, value);
+    return all;
   }
 };
 
 void push(Core* core, const Entries& entries, const std::vector<uint8_t>& mask, int64_t event_time_us = 0) {
   Push push;
-  for (int i = 0; i < core->table_count(); ++i)
-    push.tables.push_back({i, entries.batch(core->table(i).dim())});
+  std::vector<std::vector<float>> gradients;
+  for (int i = 0; i < core->table_count(); ++i) {
+    const int64_t dim = core->table(i).dim();
+    gradients.push_back(entries.gradients(dim));
+    const auto n = static_cast<int64_t>(entries.ids.size());
+    push.tables.push_back({i, {entries.ids.data(), gradients.back().data(), nullptr, n, dim}});
+  }
   core->push(push, mask.data(), event_time_us);
 }
 
