@@ -17,12 +17,14 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
-from cuckooflow.errors import LogError, LogNotFound
+from cuckooflow.errors import LogError, LogNotFound, LogUnavailable
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.logs.confluent_properties import made, named
 from cuckooflow.logs.kafka_client import FIND_S, Topic
 
 _PAUSE_S = 0.05
+#: librdkafka gives no request less.
+_LEAST_S = 0.1
 
 
 class ConfluentAdmin:
@@ -59,25 +61,35 @@ class ConfluentAdmin:
             )
         return Topic(uuid.UUID(int=id_).hex, len(found.partitions))
 
-    def bounds(self, partitions: list[int], which: Any, committed: bool = True) -> dict[int, int]:
-        """The first (``OffsetSpec.earliest()``) or last offsets.
+    def bounds(
+        self, partitions: list[int], which: Any, committed: bool = True, wait_s: float | None = None
+    ) -> dict[int, int]:
+        """The first (``OffsetSpec.earliest()``) or last offsets, asked for until ``wait_s``, default the
+        address's ``read_timeout_s``, is over.
 
         Raises:
             LogUnavailable, LogNotFound.
         """
         level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
         wanted = {TopicPartition(self._address.topic, p): which for p in partitions}
-        try:
-            futures = self._client.list_offsets(
-                wanted, isolation_level=level, request_timeout=self._address.read_timeout_s
-            )
-            return {place.partition: int(future.result().offset) for place, future in futures.items()}
-        except KafkaException as error:
-            raise self._named(error) from error
+        wait_s = self._address.read_timeout_s if wait_s is None else wait_s
+        deadline = time.monotonic() + wait_s
+        while True:
+            left_s = max(_LEAST_S, deadline - time.monotonic())
+            try:
+                futures = self._client.list_offsets(wanted, isolation_level=level, request_timeout=left_s)
+                return {place.partition: int(future.result().offset) for place, future in futures.items()}
+            except KafkaException as error:
+                failed = self._named(error)
+                if not isinstance(failed, LogUnavailable) or time.monotonic() + _PAUSE_S > deadline:
+                    raise failed from error
+            time.sleep(_PAUSE_S)
 
-    def ends(self, partitions: list[int], committed: bool = True) -> dict[int, int]:
+    def ends(
+        self, partitions: list[int], committed: bool = True, wait_s: float | None = None
+    ) -> dict[int, int]:
         """One past the last message of each; with ``committed``, that no open transaction holds back."""
-        return self.bounds(partitions, OffsetSpec.latest(), committed)
+        return self.bounds(partitions, OffsetSpec.latest(), committed, wait_s)
 
     def create(self, partitions: int, replication: int | None, config: Mapping[str, str]) -> bool:
         """See :class:`~cuckooflow.logs.kafka_client.KafkaAdmin`."""

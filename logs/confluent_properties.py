@@ -40,6 +40,7 @@ _AWAY = (
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._MSG_TIMED_OUT,
     KafkaError._RESOLVE,
+    KafkaError._NOENT,  # partitions without a leader, while a broker starts
     KafkaError._PURGE_QUEUE,
     KafkaError._PURGE_INFLIGHT,
     KafkaError._DESTROY,

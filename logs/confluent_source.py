@@ -61,7 +61,7 @@ class ConfluentSource:
         self._topic = address.topic
         self._admin = ConfluentAdmin(address)
         self._opened = self._admin.topic()
-        self._count = self._opened.partitions
+        self._seen = self._opened
         self._looked_at = time.monotonic()
         self._assigned: dict[int, _Assigned] = {}
         self._consumer: Any = made(
@@ -79,9 +79,9 @@ class ConfluentSource:
 
     def topic(self) -> Topic:
         """See :class:`~cuckooflow.logs.kafka_client.KafkaSource`."""
-        found = self._admin.topic()
-        self._count, self._looked_at = found.partitions, time.monotonic()
-        return found
+        self._seen = self._admin.topic()
+        self._looked_at = time.monotonic()
+        return self._seen
 
     def partitions(self) -> int:
         """See :class:`~cuckooflow.logs.kafka_client.KafkaSource`."""
@@ -90,7 +90,7 @@ class ConfluentSource:
                 self._check_same()
             except LogUnavailable:
                 self._looked_at = time.monotonic()
-        return self._count
+        return self._seen.partitions
 
     def start(self, partition: int) -> int:
         """See :class:`~cuckooflow.logs.kafka_client.KafkaSource`."""
@@ -107,6 +107,7 @@ class ConfluentSource:
         wait_s: float,
     ) -> Mapping[int, MessageBatch]:
         """See :class:`~cuckooflow.logs.kafka_client.KafkaSource`. What librdkafka has fetched is given whole."""
+        self._check_seen()
         self._take(0.0)
         found: dict[int, MessageBatch] = {}
         for partition, offset in offsets.items():
@@ -117,7 +118,7 @@ class ConfluentSource:
         if not left:
             return found
         try:
-            ends = self._admin.ends(left)
+            ends = self._admin.ends(left, wait_s=wait_s)
         except LogUnavailable:
             if wait_s <= 0:
                 return found
@@ -245,7 +246,11 @@ class ConfluentSource:
         )
 
     def _check_same(self) -> None:
-        now = self.topic()
+        self.topic()
+        self._check_seen()
+
+    def _check_seen(self) -> None:
+        now = self._seen
         if now.id != self._opened.id:
             raise LogRecreated(
                 f"expected {self._address} of incarnation {self._opened.id}, found {now.id}: it was recreated; "

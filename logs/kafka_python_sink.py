@@ -145,7 +145,6 @@ class _Sent:
                 if not future.is_done or future.exception is not None:
                     future.get(0)
         except kafka_errors.KafkaError as error:
-            if not isinstance(error, kafka_errors.MessageSizeTooLargeError):
-                self._sink.discard(self._producer)
+            self._sink.discard(self._producer)
             raise self._sink.named(error) from error
         return first
