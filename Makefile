@@ -18,7 +18,7 @@ $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q uv
 
-$(STAMP): $(VENV)/bin/uv requirements.txt requirements-dev.txt setup.py pyproject.toml $(NATIVE)
+$(STAMP): $(VENV)/bin/uv requirements.txt requirements-confluent.txt requirements-dev.txt setup.py pyproject.toml $(NATIVE)
 	$(BIN)/uv pip install -q -p $(BIN)/python -r requirements-dev.txt
 	$(BIN)/uv pip install -q -p $(BIN)/python --no-build-isolation --no-deps -e .
 	touch $@

@@ -22,9 +22,9 @@ def packages() -> dict[str, str]:
     return found
 
 
-def pinned() -> dict[str, str]:
+def pinned(file: str = "requirements.txt") -> dict[str, str]:
     """Distribution -> its pinned requirement."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = (ROOT / file).read_text().splitlines()
     found = [line for line in lines if line and not line.startswith("#")]
     return {re.split(r"[\[=]", line)[0]: line for line in found}
 
@@ -49,7 +49,11 @@ setup(
     package_dir=packages(),
     package_data={"cuckooflow": ["py.typed"], "cuckooflow.runners.cluster": ["pins/*.sha256"]},
     install_requires=[requirements[name] for name in LIGHT],
-    extras_require={"pipelines": [line for name, line in requirements.items() if name not in LIGHT]},
+    extras_require={
+        "pipelines": [line for name, line in requirements.items() if name not in LIGHT],
+        "kafka": [requirements[name] for name in ("kafka-python", "crc32c")],
+        "confluent": list(pinned("requirements-confluent.txt").values()),
+    },
     entry_points={
         "console_scripts": [
             "cuckooflow = cuckooflow.pipelines.cli:main",

@@ -41,6 +41,26 @@ class OffsetOutOfRange(LogError):
     """The offset was deleted by retention or never existed. Skip it explicitly to go on."""
 
 
+class LogRecreated(LogError):
+    """The log was deleted and made anew: offsets of the old one mean nothing in it. Start the job anew."""
+
+
+class LogUnavailable(LogError):
+    """The broker did not answer within its bound. It may be tried again; look whether the broker is up."""
+
+
+class PartitionsChanged(LogError):
+    """The examples log has another number of partitions than it was created with, which is fixed for good."""
+
+
+class RetentionTooShort(LogError):
+    """The log deletes messages before a restart would need them. Raise its retention, or checkpoint sooner."""
+
+
+class ReplayTooLong(LogError):
+    """A resume would write more examples again than the reader recognises. Raise ``training.dedupe_rows``."""
+
+
 class MessageTooLarge(LogError):
     """A message is over the log's bound. Split it, or raise ``max_message_bytes``."""
 

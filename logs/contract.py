@@ -8,9 +8,9 @@ a message, because one message may carry many rows and a training batch may end 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +72,7 @@ class LogReader(Protocol):
         ...
 
     def partitions(self) -> Sequence[int]:
-        """All partitions, ascending."""
+        """All partitions, ascending: from 0 on, without holes. A broker's topic may get more of them."""
         ...
 
     def start_offset(self, partition: int) -> int:
@@ -92,10 +92,13 @@ class LogReader(Protocol):
     ) -> MessageBatch:
         """What is there from ``offset`` on, at once; an empty batch at the end, never a wait.
 
-        At least one message is returned when there is one, even if it is over ``max_bytes``.
+        At least one message is returned when there is one, even if it is over ``max_bytes``. An empty
+        batch whose ``next_offset`` is past ``offset`` says that there are only holes up to there.
 
         Raises:
-            OffsetOutOfRange: ``offset`` is before ``start_offset`` or past ``end_offset``.
+            OffsetOutOfRange: ``offset`` is before ``start_offset`` or past the log's end.
+            LogUnavailable: a broker did not answer within its bound; the same read may be tried again.
+            LogRecreated: it is another log than the one that this reader was opened for.
         """
         ...
 
@@ -108,15 +111,80 @@ class LogReader(Protocol):
         ...
 
 
+@runtime_checkable
+class PrefetchingReader(Protocol):
+    """A reader that can ask for several partitions in one round trip."""
+
+    def prefetch(self, offsets: Mapping[int, int], max_bytes: int = 16 << 20) -> None:
+        """Look at once at what lies at these places, partition -> offset.
+
+        Each one's next :meth:`LogReader.read` at that offset may be answered as of now. Never raises for
+        a broker that is away: the reads then say so.
+        """
+        ...
+
+
+@runtime_checkable
+class ReportingReader(Protocol):
+    """A reader that can tell lag tools how far it has come."""
+
+    def report(self, offsets: Mapping[int, int]) -> None:
+        """Tell partition -> next offset, if the log's address names a group. Nothing is ever read from where
+        a report says; that a report failed is logged, and no more."""
+        ...
+
+
+class Sent(Protocol):
+    """Messages on their way."""
+
+    def wait(self) -> int:
+        """Until all of them are durable and readable; the first one's offset.
+
+        Raises:
+            LogError: as :meth:`LogWriter.append`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AlreadySent:
+    """A :class:`Sent` of a log whose ``send`` is an ``append``."""
+
+    first: int
+
+    def wait(self) -> int:
+        """The first message's offset."""
+        return self.first
+
+
 class LogWriter(Protocol):
-    """The writing side: one writer a partition, held by a lock."""
+    """The writing side. A local log has one writer a partition, held by a lock; a broker takes many."""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """A larger message is refused."""
+        ...
+
+    def send(self, partition: int, values: Sequence[bytes] | pa.BinaryArray, append_us: int) -> Sent:
+        """As :meth:`append`, without waiting for a broker's answer: it may still fail, which ``wait`` says.
+
+        Messages of one partition keep their order. How many may be under way is bounded: a call past that
+        waits for the oldest.
+        """
+        ...
 
     def append(self, partition: int, values: Sequence[bytes] | pa.BinaryArray, append_us: int) -> int:
         """Append messages; they are durable and readable when this returns. The first one's offset.
 
+        Args:
+            partition: one of the log's.
+            values: a null is a tombstone.
+            append_us: when, microseconds since the epoch, UTC; a broker keeps milliseconds, or its own time.
+
         Raises:
             LogLocked: another process writes this partition.
             MessageTooLarge, MessageNotStorable: nothing of this call was written.
+            LogUnavailable: a broker did not acknowledge within its bound; a part may have been written.
         """
         ...
 

@@ -116,7 +116,8 @@ class Kafka(Part):
 
     @staticmethod
     def _format(home: Path, lib: Path, java: str) -> None:
-        identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # An identity that begins with a dash would be taken for an option; this first byte makes none.
+        identity = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         words = [java, "-Xmx128m", "-cp", f"{lib}/*", "kafka.tools.StorageTool", "format"]
         words += ["--ignore-formatted", "-t", identity, "-c", str(home / "server.properties")]
         done = subprocess.run(words, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False)

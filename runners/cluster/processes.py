@@ -12,6 +12,7 @@ import os
 import secrets
 import select
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ TOKEN_VARIABLE = "CUCKOOFLOW_CLUSTER_TOKEN"
 #: How long a process may take to end after SIGTERM before it is killed.
 STOP_TIMEOUT_S = 20.0
 _KILL_TIMEOUT_S = 10.0
+#: An exec takes no longer; kernel threads have no environment at all.
+_EXEC_TIMEOUT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,16 @@ def _end(pid: int, token: str, number: signal.Signals, timeout_s: float) -> bool
 
 def _has_token(pid: int, token: str) -> bool:
     """False too for a process that has ended and waits to be reaped: its environment is gone."""
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-    return f"{TOKEN_VARIABLE}={token}".encode() in environment.split(b"\0")
+    deadline = time.monotonic() + _EXEC_TIMEOUT_S
+    while True:
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        except OSError:
+            return False
+        # In the middle of an exec a process that runs shows no environment either.
+        if environment or ended or time.monotonic() > deadline:
+            return f"{TOKEN_VARIABLE}={token}".encode() in environment.split(b"\0")
 
 
 def _with_token(token: str) -> list[int]:

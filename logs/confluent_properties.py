@@ -1,0 +1,88 @@
+"""The properties that confluent-kafka's clients are made with, and its errors as ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+from cuckooflow.errors import LogError, LogNotFound, LogUnavailable, MessageTooLarge, SpecError
+from cuckooflow.logs.address import KafkaAddress
+from cuckooflow.logs.client_properties import resolved
+
+_Made = TypeVar("_Made")
+_LOGGER = logging.getLogger("cuckooflow.librdkafka")
+
+#: What differs from librdkafka's own defaults.
+_DEFAULTS: dict[str, Any] = {
+    "client.id": "cuckooflow",
+    "reconnect.backoff.ms": 50,
+    # A broker that is back is found again within a second, not within ten.
+    "reconnect.backoff.max.ms": 1_000,
+    # How soon new partitions are seen.
+    "topic.metadata.refresh.interval.ms": 10_000,
+    # What it would say of a lost connection goes to the log, not to standard error.
+    "log.connection.close": False,
+}
+_NOT_LET_IN = (
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError._AUTHENTICATION,
+)
+_AWAY = (
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError._NOENT,  # partitions without a leader, while a broker starts
+    KafkaError._PURGE_QUEUE,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError._DESTROY,
+)
+
+
+def made(make: Callable[..., _Made], address: KafkaAddress, properties: dict[str, Any]) -> _Made:
+    """Make one of confluent-kafka's clients with the address's properties, over them those given here.
+
+    Raises:
+        SpecError: a property is not known, or has a value that librdkafka does not take.
+    """
+    given = {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in resolved(address.client).items()
+    }
+    wanted = {**_DEFAULTS, **given, "bootstrap.servers": address.bootstrap, **properties}
+    try:
+        return make(wanted, logger=_LOGGER)
+    except (KafkaException, TypeError, ValueError) as error:
+        reason = error.args[0].str() if isinstance(error, KafkaException) else error
+        raise SpecError(f"expected client properties of {address} that librdkafka takes: {reason}") from None
+
+
+def named(error: KafkaError | KafkaException | None, address: KafkaAddress, bound: str) -> LogError:
+    """One of librdkafka's errors as one of ours."""
+    found = error.args[0] if isinstance(error, KafkaException) else error
+    code = found.code() if found is not None else None
+    text = found.str() if found is not None else "no answer"
+    if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+        return LogNotFound(f"expected a topic {address}, found none; create it, or correct the name")
+    if code in _NOT_LET_IN:
+        return LogError(
+            f"expected to be let in to {address}, was refused: {text}; look at the client properties"
+        )
+    if code == KafkaError.MSG_SIZE_TOO_LARGE:
+        return MessageTooLarge(
+            f"expected messages that {address} takes, its broker says that one is too large; raise the topic's "
+            "max.message.bytes, or split the message"
+        )
+    if found is None or code in _AWAY or found.retriable():
+        return LogUnavailable(
+            f"expected a broker to answer for {address} {bound}, none did ({text}); is it up, and is this its address?"
+        )
+    return LogError(f"expected {address} to do what was asked, received {found.name()}: {text}")
