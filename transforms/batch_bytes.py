@@ -8,16 +8,29 @@ import pyarrow as pa
 _END_MARK = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def encode_batch(batch: pa.RecordBatch) -> bytes:
-    """A RecordBatch, its schema metadata included, as one IPC stream; only its own rows of a slice."""
+#: A batch of fewer bytes is not compressed: it would gain nothing that a call costs.
+_COMPRESSED_BYTES_MIN = 4_096
+_PLAIN = pa.ipc.IpcWriteOptions(use_threads=False)
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+
+
+def encode_batch(batch: pa.RecordBatch, compressed: bool = False) -> bytes:
+    """A RecordBatch, its schema metadata included, as one IPC stream; only its own rows of a slice.
+
+    Args:
+        compressed: its buffers by LZ4, default false. For bytes that are moved about more often than they
+            are read: about 1 GB/s to write and 2.5 GB/s to read on one core, and a third of the bytes for
+            rows with text in them.
+    """
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
+    options = _COMPRESSED if compressed and batch.nbytes >= _COMPRESSED_BYTES_MIN else _PLAIN
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
     return sink.getvalue().to_pybytes()
 
 
 def decode_batch(blob: bytes) -> pa.RecordBatch:
-    """What :func:`encode_batch` wrote; the columns lie in ``blob``, nothing is copied.
+    """What :func:`encode_batch` wrote; the columns lie in ``blob``, nothing is copied unless compressed.
 
     Raises:
         pyarrow.ArrowInvalid: the bytes are not one whole batch.

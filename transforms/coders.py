@@ -17,10 +17,13 @@ Keyed = tuple[int, pa.RecordBatch]
 
 
 class RecordBatchCoder(coders.Coder):
-    """Arrow IPC. Not deterministic, so never a key: equal batches may differ in their buffers."""
+    """Arrow IPC, compressed, as a runner copies an element several times.
+
+    Not deterministic, so never a key: equal batches may differ in their buffers.
+    """
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        return encode_batch(value)
+        return encode_batch(value, compressed=True)
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         return decode_batch(encoded)

@@ -34,6 +34,8 @@ from cuckooflow.transforms.parse import parse_messages
 
 I64 = npt.NDArray[np.int64]
 Element = tuple[int, pa.RecordBatch]
+#: What a partition may read of a poll, however many there are.
+_SHARE_BYTES_MIN = 1 << 20
 _EMPTY = pa.RecordBatch.from_pylist([], schema=pa.schema(ROW_COLUMNS))
 
 
@@ -56,6 +58,8 @@ class PollOptions:
             sealed log ends in any case.
         max_messages: of all partitions together in one poll, default 65,536. Costs memory.
         max_bytes: of one partition in one poll, default 8 MiB. Costs memory.
+        max_poll_bytes: of all partitions together in one poll, default 32 MiB, each taking its part and at
+            least 1 MiB. Costs memory; a smaller one costs throughput, as each poll makes an element a shard.
         heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s.
     """
 
@@ -68,12 +72,13 @@ class PollOptions:
     stop_at_end: bool = False
     max_messages: int = 65_536
     max_bytes: int = 8 << 20
+    max_poll_bytes: int = 32 << 20
     heartbeat_us: int = 1_000_000
 
     def __post_init__(self) -> None:
         bounds = {
             "num_shards": 1, "max_skew_us": 0, "max_lead_us": 0, "max_future_skew_us": 0, "idle_after_us": 0,
-            "max_messages": 1, "max_bytes": 1, "heartbeat_us": 1,
+            "max_messages": 1, "max_bytes": 1, "max_poll_bytes": 1, "heartbeat_us": 1,
         }  # fmt: skip
         wrong = [
             f"{n} >= {low}, received {getattr(self, n)}"
@@ -200,15 +205,18 @@ class PollCore:
         parts: dict[int, list[pa.RecordBatch]] = {IMPRESSIONS: [], ACTIONS: []}
         dead: list[pa.RecordBatch] = []
         progressed = False
-        left = self.options.max_messages
+        left, left_bytes = self.options.max_messages, self.options.max_poll_bytes
         keys = list(self._partitions)
+        share = max(_SHARE_BYTES_MIN, left_bytes // len(keys))
         self._turn = (self._turn + 1) % len(keys)
         for key in keys[self._turn :] + keys[: self._turn]:
             now = self._partitions[key]
-            if now.ended or key in paused or left <= 0:
+            if now.ended or key in paused or left <= 0 or left_bytes <= 0:
                 continue
-            rows, letters, messages = self._read(key, now, left, now_us)
+            most_bytes = min(self.options.max_bytes, share, left_bytes)
+            rows, letters, messages, size = self._read(key, now, left, most_bytes, now_us)
             left -= messages
+            left_bytes -= size
             progressed |= messages > 0
             if rows is not None and rows.num_rows:
                 parts[key[0]].append(rows)
@@ -294,22 +302,20 @@ class PollCore:
         return {key for key, p in self._partitions.items() if not p.ended and p.watermark_us > limit}
 
     def _read(
-        self, key: tuple[int, int], now: PartitionState, left: int, now_us: int
-    ) -> tuple[pa.RecordBatch | None, pa.RecordBatch | None, int]:
-        """A piece of one partition: its rows with ``_wm``, its dead letters, and how many messages."""
+        self, key: tuple[int, int], now: PartitionState, left: int, most_bytes: int, now_us: int
+    ) -> tuple[pa.RecordBatch | None, pa.RecordBatch | None, int, int]:
+        """A piece of one partition: its rows with ``_wm``, its dead letters, how many messages and bytes."""
         log, partition = key
         source = self._sources[log]
         most = left if now.stop_offset is None else min(left, now.stop_offset - now.next_offset)
         if most <= 0:
             now.at_end = True
-            return None, None, 0
-        batch = source.reader.read(
-            partition, now.next_offset, max_messages=most, max_bytes=self.options.max_bytes
-        )
+            return None, None, 0, 0
+        batch = source.reader.read(partition, now.next_offset, max_messages=most, max_bytes=most_bytes)
         now.at_end = len(batch) == 0
         if now.at_end:
             self._note_idle(now, now_us)
-            return None, None, 0
+            return None, None, 0, 0
         now.idle_since_us = None
         now.next_offset = batch.next_offset
         parsed = parse_messages(
@@ -324,7 +330,7 @@ class PollCore:
             before = np.concatenate(([now.watermark_us], after[:-1]))
             rows = rows.set_column(rows.schema.get_field_index("_wm"), "_wm", pa.array(before))
             now.watermark_us = int(after[-1])
-        return rows, dead, len(batch)
+        return rows, dead, len(batch), batch.values.nbytes
 
     def _not_backfilled(
         self, rows: pa.RecordBatch, dead: pa.RecordBatch, watermark_us: int, at_us: int

@@ -48,17 +48,18 @@ class Firing:
     """How much one firing of the timer polls.
 
     Attributes:
-        max_bytes: rows emitted, as Arrow counts them; the poll that passes it is the last. Default 32 MiB.
-            Costs memory, and what is read again after a failure.
-        max_us: time since the firing began, after which no further poll begins; default 200 ms. A checkpoint
+        max_bytes: rows emitted, as Arrow counts them; the poll that passes it is the last. Default 64 MiB.
+            Costs memory, and what is read again after a failure. Flink moves on what a firing gave only
+            when it has ended, and fires again when that has gone, so a smaller one costs throughput.
+        max_us: time since the firing began, after which no further poll begins; default 300 ms. A checkpoint
             waits for a firing to end.
         endless: whether the seed's input stays open, default true; then the job ends only when it is
             stopped. False is for bounded reads on runners that fire due timers after the input has ended (in
             process, Prism): there a job ends with its logs.
     """
 
-    max_bytes: int = 32 << 20
-    max_us: int = 200_000
+    max_bytes: int = 64 << 20
+    max_us: int = 300_000
     endless: bool = True
 
     def __post_init__(self) -> None:
