@@ -64,7 +64,7 @@ class Place:
         if not file.exists():
             return cls(folder, cache)
         kept: dict[str, Any] = json.loads(file.read_text())
-        options = {
+        options: dict[str, Any] = {
             name: Path(value) if isinstance(value, str) else value for name, value in kept["options"].items()
         }
         return cls(folder, cache, kept["ports"], ClusterOptions(**options))
