@@ -46,6 +46,8 @@ broker.session.timeout.ms=6000
 broker.heartbeat.interval.ms=1000
 group.initial.rebalance.delay.ms=0
 log.cleaner.dedupe.buffer.size=16777216
+# Replayed events carry the times that they had; by age the broker would delete them within a minute.
+log.retention.ms=-1
 message.max.bytes={message_max_bytes}
 replica.fetch.max.bytes={message_max_bytes}
 """
