@@ -37,6 +37,14 @@ class LocalAddress:
         """The log's name; for a log that is not there, the folder's."""
         return LocalLog.open(self.path).name if (self.path / "meta.json").exists() else self.path.name
 
+    def holds_any_bytes(self) -> bool:
+        """Whether a message may hold line breaks.
+
+        Raises:
+            LogNotFound: no log is there.
+        """
+        return LocalLog.open(self.path).encoding == "frames"
+
     def open_reader(self) -> LogReader:
         """Open it for reading.
 
@@ -119,9 +127,14 @@ class KafkaAddress(BaseModel):
             for k, v in value.items()
         }
 
-    @field_validator("client")
+    @field_validator("client", mode="before")
     @classmethod
-    def _checked(cls, value: dict[str, Value]) -> dict[str, Value]:
+    def _checked(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        wrong = [name for name, entry in value.items() if not isinstance(entry, str | int | float | bool)]
+        if wrong:
+            raise ValueError(f"a text, a number, true or false for {', '.join(map(str, wrong))}")
         try:
             check_properties(value)
         except SpecError as error:
@@ -135,6 +148,10 @@ class KafkaAddress(BaseModel):
     def name(self) -> str:
         """The log's name."""
         return self.topic
+
+    def holds_any_bytes(self) -> bool:
+        """Whether a message may hold line breaks: always."""
+        return True
 
     def open_reader(self) -> LogReader:
         """Open it for reading.

@@ -110,6 +110,10 @@ class LogReader(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give connections back, if it holds any. Idempotent; one that is not closed does it when it is dropped."""
+        ...
+
 
 @runtime_checkable
 class PrefetchingReader(Protocol):

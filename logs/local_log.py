@@ -207,6 +207,9 @@ class LocalLogReader:
             yield batch
             first = batch.next_offset
 
+    def close(self) -> None:
+        """Nothing: files are open only while something is read."""
+
     def _folder(self, partition: int) -> Path:
         if not 0 <= partition < self._count:
             raise LogError(f"expected a partition of {self._name} below {self._count}, received {partition}")

@@ -7,12 +7,14 @@ and reports every fault at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from cuckooflow.logs.address import KafkaAddress, LocalAddress, LogAddress
 from cuckooflow.models.duration import DurationUs
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.spec import ModelSpec
@@ -28,7 +30,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LogSpec(Section):
+class LocalLogSpec(Section):
     """A local log.
 
     Attributes:
@@ -39,6 +41,38 @@ class LogSpec(Section):
 
     path: Path
     partitions: int = Field(default=1, ge=1, le=1024)
+
+
+class KafkaLogSpec(Section):
+    """A Kafka topic, which the job creates where it is not there and it may.
+
+    Attributes:
+        kafka: where it lies, see :class:`~cuckooflow.logs.address.KafkaAddress`. Of the examples log,
+            ``partitions`` is how many it has, for good.
+    """
+
+    kafka: KafkaAddress
+
+
+#: How a fault's location names the kind of a log, and what it then is.
+LOG_KINDS: Mapping[str, type[Section]] = {"(folder)": LocalLogSpec, "(topic)": KafkaLogSpec}
+
+
+def _log_kind(value: Any) -> str | None:
+    """By the key that only a topic has."""
+    if isinstance(value, Mapping):
+        return "(topic)" if "kafka" in value else "(folder)"
+    return next((kind for kind, of_kind in LOG_KINDS.items() if isinstance(value, of_kind)), None)
+
+
+LogSpec = Annotated[
+    Annotated[LocalLogSpec, Tag("(folder)")] | Annotated[KafkaLogSpec, Tag("(topic)")],
+    Discriminator(
+        _log_kind,
+        custom_error_type="log_kind",
+        custom_error_message="a mapping with path, a folder, or with kafka, a topic",
+    ),
+]
 
 
 class LogsSpec(Section):
@@ -56,13 +90,13 @@ class LogsSpec(Section):
 
     impressions: LogSpec
     actions: LogSpec
-    examples: LogSpec = LogSpec(path=Path("logs/examples"))
-    late: LogSpec = LogSpec(path=Path("logs/late"))
-    unmatched: LogSpec = LogSpec(path=Path("logs/unmatched"))
-    dead_letters: LogSpec = LogSpec(path=Path("logs/dead_letters"))
-    join_balances: LogSpec = LogSpec(path=Path("logs/join_balances"))
-    train_metrics: LogSpec = LogSpec(path=Path("logs/train_metrics"))
-    train_dead_letters: LogSpec = LogSpec(path=Path("logs/train_dead_letters"))
+    examples: LogSpec = LocalLogSpec(path=Path("logs/examples"))
+    late: LogSpec = LocalLogSpec(path=Path("logs/late"))
+    unmatched: LogSpec = LocalLogSpec(path=Path("logs/unmatched"))
+    dead_letters: LogSpec = LocalLogSpec(path=Path("logs/dead_letters"))
+    join_balances: LogSpec = LocalLogSpec(path=Path("logs/join_balances"))
+    train_metrics: LogSpec = LocalLogSpec(path=Path("logs/train_metrics"))
+    train_dead_letters: LogSpec = LocalLogSpec(path=Path("logs/train_dead_letters"))
 
 
 class ColumnsSpec(Section):
@@ -281,6 +315,12 @@ class JobSpec(Section):
     snapshots: SnapshotsSpec = SnapshotsSpec()
     serving: ServingSpec = ServingSpec()
     backfill: BackfillSpec = BackfillSpec()
+
+    def address(self, log: LogSpec) -> LogAddress:
+        """Where one of the job's logs lies."""
+        if isinstance(log, KafkaLogSpec):
+            return log.kafka
+        return LocalAddress(self.path(log.path), log.partitions)
 
     def path(self, relative: Path) -> Path:
         """A path of the spec, resolved against the job's folder."""

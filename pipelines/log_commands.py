@@ -1,4 +1,4 @@
-"""``cuckooflow log create | append | read``: local logs by hand."""
+"""``cuckooflow log create | append | read``: logs by hand, local ones and topics."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 from itertools import chain, islice
-from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
 import typer
 
 from cuckooflow.errors import SpecError
-from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
+from cuckooflow.logs.address import LocalAddress, LogAddress, to_address
+from cuckooflow.logs.contract import LogReader
 
-app = typer.Typer(no_args_is_help=True, help="Local logs: create, append, read.")
+app = typer.Typer(no_args_is_help=True, help="Logs by hand: create, append, read.")
 
-LogPath = Annotated[Path, typer.Argument(metavar="LOG", help="the log's folder")]
+LogPlace = Annotated[
+    str, typer.Argument(metavar="LOG", help="a folder, or kafka://host:port/topic?client.NAME=VALUE")
+]
 
 _APPEND_LINES = 10_000
 
@@ -31,23 +33,29 @@ class Encoding(StrEnum):
 
 @app.command()
 def create(
-    path: LogPath,
+    place: LogPlace,
     partitions: Annotated[int, typer.Option(min=1, max=1024)] = 1,
     encoding: Annotated[
-        Encoding, typer.Option(help="lines: one message a line; frames: any bytes")
+        Encoding, typer.Option(help="of a folder; lines: one message a line; frames: any bytes")
     ] = Encoding.LINES,
 ) -> None:
     """Create an empty log."""
-    LocalLog.create(path, partitions, encoding.value)
+    address = to_address(place)
+    if isinstance(address, LocalAddress):
+        address = LocalAddress(address.path, partitions)
+    elif address.partitions == 1:
+        address = address.model_copy(update={"partitions": partitions})
+    address.create(encoding.value).close()
 
 
 @app.command()
-def append(path: LogPath, partition: Annotated[int, typer.Option(min=0)] = 0) -> None:
+def append(place: LogPlace, partition: Annotated[int, typer.Option(min=0)] = 0) -> None:
     """Append each line of standard input as a message."""
-    partitions = LocalLog.open(path).partitions()
-    if partition not in partitions:
-        raise SpecError(f"{path}: expected a partition from 0 to {max(partitions)}, received {partition}")
-    writer = LocalLogWriter(path)
+    address = to_address(place)
+    reader = address.open_reader()
+    _check_partition(address, reader, partition)
+    reader.close()
+    writer = address.open_writer()
     count = 0
     try:
         while lines := list(islice(sys.stdin.buffer, _APPEND_LINES)):
@@ -55,26 +63,32 @@ def append(path: LogPath, partition: Annotated[int, typer.Option(min=0)] = 0) ->
             count += len(lines)
     finally:
         writer.close()
-    print(f"{path}: {count} messages appended to partition {partition}")
+    print(f"{address}: {count} messages appended to partition {partition}")
 
 
 @app.command()
 def read(
-    path: LogPath,
+    place: LogPlace,
     partition: Annotated[int, typer.Option(min=0)] = 0,
     offset: Annotated[int | None, typer.Option(min=0, help="default: the first that is kept")] = None,
     limit: Annotated[int, typer.Option(min=1, help="lines at most")] = 10,
 ) -> None:
     """Print messages, one line each: text as it is, Arrow messages as one JSON object a row."""
-    log = LocalLog.open(path)
-    if partition not in log.partitions():
-        raise SpecError(
-            f"{path}: expected a partition from 0 to {max(log.partitions())}, received {partition}"
-        )
+    address = to_address(place)
+    log = address.open_reader()
+    _check_partition(address, log, partition)
     at = log.start_offset(partition) if offset is None else offset
     messages = log.read(partition, at, max_messages=limit).values
     for line in islice(chain.from_iterable(_lines(value.as_py()) for value in messages), limit):
         print(line)
+    log.close()
+
+
+def _check_partition(address: LogAddress, log: LogReader, partition: int) -> None:
+    if partition not in log.partitions():
+        raise SpecError(
+            f"{address}: expected a partition from 0 to {max(log.partitions())}, received {partition}"
+        )
 
 
 def _lines(value: bytes | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
 from cuckooflow.models.duration import format_duration
-from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.job_spec import JobSpec, KafkaLogSpec, LogSpec
 
 
 def print_plan(job: JobSpec, store: StoreConfig, console: Console) -> None:
@@ -44,27 +44,32 @@ def _join_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
     shards = f"{job.join.num_shards} shards of hash({', '.join(job.join.key)})"
     yield (
         "ReadLogs",
-        f"{logs.impressions.path}, {logs.actions.path}",
-        f"elements; refused rows to {logs.dead_letters.path}",
+        f"{_place(logs.impressions)}, {_place(logs.actions)}",
+        f"elements; refused rows to {_place(logs.dead_letters)}",
         "-",
     )
-    yield "OnlineJoin", "elements", f"examples; {logs.late.path}, {logs.unmatched.path}", shards
+    yield "OnlineJoin", "elements", f"examples; {_place(logs.late)}, {_place(logs.unmatched)}", shards
     yield "NegativeSampling", "examples, late", "examples, late", shards
     yield (
         "WriteExamples",
         "examples",
-        f"{logs.examples.path} ({logs.examples.partitions} partitions)",
+        f"{_place(logs.examples)} ({job.address(logs.examples).partitions} partitions)",
         "shard mod partitions",
     )
 
 
+def _place(log: LogSpec) -> str:
+    """A topic's address, without its client's properties, or a folder as the spec names it."""
+    return str(log.kafka) if isinstance(log, KafkaLogSpec) else str(log.path)
+
+
 def _train_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
     logs = job.logs
-    yield "ReadExamples", f"{logs.examples.path}", "ranges of rows, from the store's marks", "-"
+    yield "ReadExamples", _place(logs.examples), "ranges of rows, from the store's marks", "-"
     yield (
         "TrainStep",
         "ranges",
-        f"store; ticks; {logs.train_metrics.path}, {logs.train_dead_letters.path}",
+        f"store; ticks; {_place(logs.train_metrics)}, {_place(logs.train_dead_letters)}",
         "partition",
     )
     yield "EmitSnapshots", "ticks", f"{job.snapshots.dir}", "one key"

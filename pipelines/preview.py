@@ -13,9 +13,9 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from cuckooflow.logs.address import LocalAddress
 from cuckooflow.logs.contract import LogReader
-from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
-from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
+from cuckooflow.pipelines.job_spec import JobSpec, LocalLogSpec, LogSpec
 from cuckooflow.pipelines.run import run_pipeline
 
 #: Actions are taken so many times as often as impressions: an impression may have several.
@@ -41,8 +41,8 @@ def preview(job: JobSpec, rows: int, console: Console) -> None:
             ("actions", rows * ACTIONS_PER_IMPRESSION),
         ):
             source: LogSpec = getattr(job.logs, log)
-            target: LogSpec = getattr(copied.logs, log)
-            _copy_head(LocalLog.open(job.path(source.path)), copied.path(target.path), messages)
+            target: LocalLogSpec = getattr(copied.logs, log)
+            _copy_head(job.address(source).open_reader(), copied.path(target.path), messages)
         run_pipeline("join", copied, "direct", stop_at_end=True, beam_args=())
         _show(copied, console)
 
@@ -50,7 +50,9 @@ def preview(job: JobSpec, rows: int, console: Console) -> None:
 def _default_logs(job: JobSpec) -> Any:
     """The job's logs under names of their own: its paths may lead out of any folder."""
     named = {
-        name: getattr(job.logs, name).model_copy(update={"path": Path("logs") / name})
+        name: LocalLogSpec(
+            path=Path("logs") / name, partitions=job.address(getattr(job.logs, name)).partitions
+        )
         for name in type(job.logs).model_fields
     }
     return job.logs.model_copy(update=named)
@@ -59,23 +61,25 @@ def _default_logs(job: JobSpec) -> Any:
 def _copy_head(log: LogReader, target: Path, messages: int) -> None:
     """The first messages of a log, the partitions taking equal parts, with their append times."""
     partitions = log.partitions()
-    LocalLog.create(target, len(partitions), "frames")
-    with LocalLogWriter(target) as writer:
-        for place, partition in enumerate(partitions):
-            share = messages // len(partitions) + (place < messages % len(partitions))
-            batch = log.read(partition, log.start_offset(partition), max_messages=max(1, share))
-            values = batch.values[:share]
-            append_us = batch.append_us[:share]
-            for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(append_us)) + 1):
-                if len(part):
-                    writer.append(partition, values.take(pa.array(part)), int(append_us[part[0]]))
+    local = LocalAddress(target, len(partitions))
+    local.create("frames")
+    writer = local.open_writer()
+    for place, partition in enumerate(partitions):
+        share = messages // len(partitions) + (place < messages % len(partitions))
+        batch = log.read(partition, log.start_offset(partition), max_messages=max(1, share))
+        values = batch.values[:share]
+        append_us = batch.append_us[:share]
+        for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(append_us)) + 1):
+            if len(part):
+                writer.append(partition, values.take(pa.array(part)), int(append_us[part[0]]))
+    writer.close()
 
 
 def _show(job: JobSpec, console: Console) -> None:
     examples = sorted(_messages(job, job.logs.examples), key=lambda row: int(row["_time"]))
     dead = list(_messages(job, job.logs.dead_letters))
     late, unmatched = (sum(1 for _ in _messages(job, log)) for log in (job.logs.late, job.logs.unmatched))
-    actions = LocalLog.open(job.path(job.logs.actions.path))
+    actions = job.address(job.logs.actions).open_reader()
     read = sum(actions.end_offset(partition) for partition in actions.partitions())
     labels = [f"label_{name}" for name in job.labels]
     columns = [name for name in job.columns.impressions if name != job.join.impression_time]
@@ -109,7 +113,7 @@ def _text(value: object) -> str:
 
 def _messages(job: JobSpec, log: LogSpec) -> Iterator[dict[str, Any]]:
     """Every row of a log of Arrow or JSON messages."""
-    reader = LocalLog.open(job.path(log.path))
+    reader = job.address(log).open_reader()
     for partition in reader.partitions():
         last = reader.end_offset(partition)
         for batch in reader.read_range(partition, reader.start_offset(partition), last):

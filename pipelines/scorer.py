@@ -17,7 +17,7 @@ def serve_job(job: JobSpec) -> None:
     request id. They go to the log's last partition, which is then the scorer's own.
     """
     time_column = job.columns.impressions[job.join.impression_time]
-    log = job.logs.impressions
+    log = job.address(job.logs.impressions)
     serve(
         ServeOptions(
             name=job.name,
@@ -26,7 +26,7 @@ def serve_job(job: JobSpec) -> None:
             rows=job.serving.rows,
             address_file=address_files(job)[1],
             impressions=ImpressionOptions(
-                log=job.path(log.path),
+                log=log,
                 partition=log.partitions - 1,
                 request_column=job.join.key[0],
                 time_column=job.join.impression_time,

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cuckooflow.errors import SpecError
 from cuckooflow.pipelines.job_spec import (
+    LOG_KINDS,
     ColumnsSpec,
     JobSpec,
     JoinSpec,
@@ -34,6 +35,8 @@ TIME_COLUMN = "_time"
 NUMBERS = ("int64", "uint64", "float32", "float64")
 
 _RECEIVED_MAX = 60
+#: Under this key a value may be a password.
+_SECRETIVE = "client"
 
 
 @dataclass(frozen=True)
@@ -126,17 +129,19 @@ def _annotated(annotation: Any, metadata: list[Any]) -> Any:
 
 
 def _fault_of(section: str, error: ErrorDetails, annotation: Any) -> Fault:
-    location: Location = (section, *(part for part in error["loc"] if part != "[key]"))
+    parts = (part for part in error["loc"] if part != "[key]" and part not in LOG_KINDS)
+    location: Location = (section, *parts)
     kind, context = error["type"], error.get("ctx", {})
+    received = "a value that is not shown" if _SECRETIVE in location else _shown(error["input"])
     if kind == "extra_forbidden":
         return _unknown_key(location, str(location[-1]), _keys_at(annotation, error["loc"][:-1]))
     if kind == "missing":
         return Fault(location, "nothing", "a value, this field is required")
     if kind == "literal_error":
-        return Fault(location, _shown(error["input"]), str(context["expected"]))
+        return Fault(location, received, str(context["expected"]))
     if kind == "value_error":
-        return Fault(location, _shown(error["input"]), str(context["error"]))
-    return Fault(location, _shown(error["input"]), error["msg"][0].lower() + error["msg"][1:])
+        return Fault(location, received, str(context["error"]))
+    return Fault(location, received, error["msg"][0].lower() + error["msg"][1:])
 
 
 def _unknown_key(location: Location, key: str, known: list[str]) -> Fault:
@@ -150,6 +155,9 @@ def _unknown_key(location: Location, key: str, known: list[str]) -> Fault:
 def _keys_at(annotation: Any, location: Location) -> list[str]:
     """Keys that the model at a location knows; walks models, dicts and lists of them."""
     for part in location:
+        if part in LOG_KINDS:
+            annotation = LOG_KINDS[str(part)]
+            continue
         model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
         if model is not None and part in model.model_fields:
             annotation = model.model_fields[str(part)].annotation

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cuckooflow.errors import CuckooflowError
-from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.options import store_addresses
 
@@ -86,7 +85,7 @@ class Supervisor:
         """Create the input logs where they do not exist, and start every process."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for log in (self._job.logs.impressions, self._job.logs.actions):
-            LocalLog.create(self._job.path(log.path), log.partitions, exist_ok=True)
+            self._job.address(log).create_missing("lines").close()
         for address in (*store_addresses(self._job), address_files(self._job)[1]):
             address.unlink(missing_ok=True)
         self._thread.start()

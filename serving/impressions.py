@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cuckooflow.errors import BadRequest
-from cuckooflow.logs.local_log import LocalLogWriter
+from cuckooflow.logs.address import LogAddress, to_address
+from cuckooflow.logs.contract import LogWriter
 from cuckooflow.serving.times import TimeFormat
 
 
@@ -18,15 +19,15 @@ class ImpressionOptions:
     """How impressions are written, and what their columns are called.
 
     Attributes:
-        log: folder of the impressions log; None (default): requests to log are refused.
-        partition: which of its partitions the scorer writes, default 0. It holds the partition's lock from
-            the first logged request on; who else writes this log needs partitions of their own.
+        log: where the impressions log lies; None (default): requests to log are refused.
+        partition: which of its partitions the scorer writes, default 0. Of a local log it holds the partition's
+            lock from the first logged request on; who else writes that log needs partitions of their own.
         request_column, time_column: of request id and event time, default ``request_id`` and ``time``.
         version_column: takes the version of the model that scored, default ``model_version``.
         time_format: how the log writes event times, default seconds since the epoch.
     """
 
-    log: Path | None = None
+    log: LogAddress | str | os.PathLike[str] | None = None
     partition: int = 0
     request_column: str = "request_id"
     time_column: str = "time"
@@ -38,23 +39,23 @@ class ImpressionLog:
     """Appends impressions, durably. Thread-safe.
 
     Args:
-        path: folder of a local log.
+        place: where the log lies.
         partition: see :class:`ImpressionOptions`.
     """
 
-    def __init__(self, path: Path, partition: int) -> None:
-        self._path = path
+    def __init__(self, place: LogAddress | str | os.PathLike[str], partition: int) -> None:
+        self._address = to_address(place)
         self._partition = partition
         self._lock = threading.Lock()
-        self._writer: LocalLogWriter | None = None
+        self._writer: LogWriter | None = None
 
     def append(self, rows: Sequence[Mapping[str, object]], append_us: int) -> int:
         """Write a message for each row; durable when this returns. The first one's offset.
 
         Raises:
             BadRequest: a value cannot be written as JSON.
-            LogError: another process writes the partition, there is no such log, or the disk refused. The
-                next call tries again.
+            LogError: another process writes the partition, there is no such log, or the disk or the broker
+                refused. The next call tries again.
         """
         try:
             messages = [
@@ -66,7 +67,7 @@ class ImpressionLog:
         with self._lock:
             if self._writer is None:
                 # At the first use, not at the start: until someone asks for it, the log is others' to write.
-                self._writer = LocalLogWriter(self._path, [self._partition])
+                self._writer = self._address.open_writer([self._partition])
             return self._writer.append(self._partition, messages, append_us)
 
     def close(self) -> None:

@@ -207,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=ServeOptions.rows,
         help="default %(default)s",
     )
-    parser.add_argument("--impressions", type=Path, help="local log that log_impressions writes")
+    parser.add_argument(
+        "--impressions", help="log that log_impressions writes: a folder, or kafka://host:port/topic"
+    )
     parser.add_argument("--impressions-partition", type=int, default=0, help="default %(default)s")
     parser.add_argument("--time", default="time[s]", help="how that log writes times, default %(default)s")
     given = parser.parse_args(arguments)

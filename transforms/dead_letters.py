@@ -114,11 +114,15 @@ def no_dead_letters() -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=DEAD_LETTER_SCHEMA)
 
 
-def to_json_lines(batch: pa.RecordBatch) -> list[bytes]:
+def to_json_lines(batch: pa.RecordBatch, line_bytes: int | None = None) -> list[bytes]:
     """Dead letters as JSON, one a row.
 
     The original bytes stand in ``value`` where they are UTF-8, else in ``value_base64``; neither is
     there where :data:`DEAD_LETTER_SCHEMA` has null.
+
+    Args:
+        line_bytes: a longer line has ``value_left_out``, the length of the original bytes, in their place:
+            they are to be read at the letter's position. Default None: none is too long.
     """
     lines = []
     for row in batch.to_pylist():
@@ -128,7 +132,12 @@ def to_json_lines(batch: pa.RecordBatch) -> list[bytes]:
                 row["value"] = value.decode()
             except UnicodeDecodeError:
                 row["value_base64"] = base64.b64encode(value).decode()
-        lines.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
+        line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+        if line_bytes is not None and len(line) > line_bytes and value is not None:
+            row = {k: v for k, v in row.items() if k not in ("value", "value_base64")}
+            row["value_left_out"] = len(value)
+            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+        lines.append(line)
     return lines
 
 

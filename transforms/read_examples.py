@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 
 from cuckooflow.errors import LogError, OffsetOutOfRange, SpecError
+from cuckooflow.logs.address import LogAddress, to_address
 from cuckooflow.logs.contract import LogRange, Position
-from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
@@ -178,8 +178,8 @@ class ExamplesPoller:
         return attach_range(batch.slice(0, 0), RangeHeader(range_, now.start, now_us, end=True))
 
 
-def _open_poller(path: str | Path, options: ExamplesOptions, state: bytes | None) -> ExamplesPoller:
-    return ExamplesPoller(ExamplesReader(LocalLog.open(path), options.dedupe_rows), options, state)
+def _open_poller(address: LogAddress, options: ExamplesOptions, state: bytes | None) -> ExamplesPoller:
+    return ExamplesPoller(ExamplesReader(address.open_reader(), options.dedupe_rows), options, state)
 
 
 class ReadExamples(PollSourceTransform):
@@ -189,7 +189,7 @@ class ReadExamples(PollSourceTransform):
     :class:`~cuckooflow.transforms.ranges.RangeHeader`; ``dead``, batches of ``DEAD_LETTER_SCHEMA``.
 
     Args:
-        path: the log's folder.
+        place: where the log lies.
         options: see :class:`ExamplesOptions`.
         front_end: see :mod:`~cuckooflow.transforms.front_ends`.
         poll_interval_us: the wait after a poll that found nothing, default 100 ms.
@@ -201,12 +201,13 @@ class ReadExamples(PollSourceTransform):
 
     def __init__(
         self,
-        path: str | Path,
+        place: LogAddress | str | os.PathLike[str],
         options: ExamplesOptions | None = None,
         front_end: FrontEnd = "generator",
         poll_interval_us: int = 100_000,
         firing: Firing | None = None,
     ) -> None:
         options = options or ExamplesOptions()
-        _open_poller(path, options, None)
-        super().__init__(partial(_open_poller, path, options), front_end, poll_interval_us, firing)
+        open_poller = partial(_open_poller, to_address(place), options)
+        open_poller(None)
+        super().__init__(open_poller, front_end, poll_interval_us, firing)

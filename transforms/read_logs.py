@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from cuckooflow.logs.local_log import LocalLog
+from cuckooflow.logs.address import LogAddress, to_address
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
 from cuckooflow.transforms.hand_over import HandOver
@@ -15,9 +15,9 @@ from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
 
 @dataclass(frozen=True)
 class LogInput:
-    """A local log to read: its folder, and the shape of its rows."""
+    """A log to read: where it lies, and the shape of its rows."""
 
-    path: str | Path
+    place: LogAddress | str | os.PathLike[str]
     schema: EventSchema
 
     def open(self) -> PollSource:
@@ -25,8 +25,9 @@ class LogInput:
 
         Raises:
             LogNotFound: no log is there.
+            LogUnavailable: no broker answers.
         """
-        return PollSource(LocalLog.open(self.path), self.schema)
+        return PollSource(to_address(self.place).open_reader(), self.schema)
 
 
 def _open_poller(

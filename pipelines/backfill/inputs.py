@@ -38,14 +38,16 @@ class JobInputs:
             (IMPRESSIONS, impression_schema(job), job.backfill.impressions, job.logs.impressions),
             (ACTIONS, action_schema(job), job.backfill.actions, job.logs.actions),
         ):
-            path = job.path(of_log.path)
-            sources[log] = LogInput(path, schema) if files is None else _files(job, files, schema, path.name)
+            place = job.address(of_log)
+            sources[log] = (
+                LogInput(place, schema) if files is None else _files(job, files, schema, place.name)
+            )
         return cls(sources, range_messages)
 
     def names(self) -> list[str]:
         """Paths and patterns."""
         return [
-            source.pattern if isinstance(source, FileInput) else str(source.path)
+            source.pattern if isinstance(source, FileInput) else str(source.place)
             for source in self.sources.values()
         ]
 

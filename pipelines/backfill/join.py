@@ -114,7 +114,7 @@ def _asked(job: JobSpec, request: BackfillRequest, inputs: JobInputs) -> dict[st
             else part.model_dump()
             for name, part in parts.items()
         },
-        "partitions": job.logs.examples.partitions,
+        "partitions": job.address(job.logs.examples).partitions,
         "inputs": inputs.names(),
         "files": job.backfill.model_dump(),
         "days": [request.first, request.until],
@@ -146,7 +146,7 @@ def backfill_options(job: JobSpec, request: BackfillRequest, state: RunState) ->
         max_skew_us=job.join.max_skew,
         rate=job.negative_sampling.rate,
         seed=job.negative_sampling.seed,
-        partitions=job.logs.examples.partitions,
+        partitions=job.address(job.logs.examples).partitions,
         clock_us=END_TIME_US if request.hand_over_us is None else request.hand_over_us,
         slice_bytes=request.slice_bytes,
     )

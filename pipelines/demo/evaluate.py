@@ -19,7 +19,6 @@ from cuckooflow.embedding_store.api import Floats, Ids
 from cuckooflow.embedding_store.read_store import ReadStore
 from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.logs.contract import Position
-from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.models.base import Model
 from cuckooflow.models.progressive import Progressive
 from cuckooflow.models.registry import build_model, predict_batch, store_config
@@ -37,7 +36,8 @@ _ROWS_READ = 8_192
 
 def read_examples(job: JobSpec) -> Iterator[pa.RecordBatch]:
     """Every example of the log once, with range headers, the partitions taking turns."""
-    reader = ExamplesReader(LocalLog.open(job.path(job.logs.examples.path)), job.training.dedupe_rows)
+    log = job.address(job.logs.examples).open_reader()
+    reader = ExamplesReader(log, job.training.dedupe_rows)
     at = {partition: Position(0) for partition in reader.reader.partitions()}
     while at:
         for partition, first in list(at.items()):

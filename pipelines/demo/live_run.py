@@ -17,7 +17,7 @@ from rich.console import Console
 from cuckooflow.embedding_store.api import Ids
 from cuckooflow.embedding_store.client import connect
 from cuckooflow.errors import CuckooflowError, DemoFailed
-from cuckooflow.logs.local_log import LocalLog
+from cuckooflow.logs.address import LocalAddress
 from cuckooflow.models.registry import COUNT_TABLE
 from cuckooflow.models.snapshots import Manifest
 from cuckooflow.pipelines.demo.expected import Outcomes
@@ -28,7 +28,7 @@ from cuckooflow.pipelines.demo.replay import Replay
 from cuckooflow.pipelines.demo.story import Story, Told, choose_story
 from cuckooflow.pipelines.demo.telling import Telling
 from cuckooflow.pipelines.demo.watch import Watch
-from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
 from cuckooflow.pipelines.supervisor import Supervisor, address_files
 from cuckooflow.serving.client import ScorerClient
 
@@ -125,8 +125,8 @@ class LiveRun:
             watch = stack.enter_context(Watch(self._console))
             replay = Replay(
                 self._events,
-                job.path(job.logs.impressions.path),
-                job.path(job.logs.actions.path),
+                _folder(job, job.logs.impressions),
+                _folder(job, job.logs.actions),
                 served_us=lambda: observer.observed.served_us,
                 clock_us=now_us,
             )
@@ -256,7 +256,7 @@ class LiveRun:
 
     def _trained(self, store_address: Path) -> bool:
         """Whether every bucket of the store stands at the end of the examples log."""
-        log = LocalLog.open(self._job.path(self._job.logs.examples.path))
+        log = self._job.address(self._job.logs.examples).open_reader()
         try:
             store = connect(store_address, retry_s=0)
             marks = store.marks(log.name)
@@ -268,6 +268,13 @@ class LiveRun:
             or (bool(marks.get(partition)) and marks[partition][0].offset >= log.end_offset(partition))
             for partition in log.partitions()
         )
+
+
+def _folder(job: JobSpec, log: LogSpec) -> Path:
+    """The demo's own job has no topics."""
+    address = job.address(log)
+    assert isinstance(address, LocalAddress)
+    return address.path
 
 
 def now_us() -> int:

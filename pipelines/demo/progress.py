@@ -6,6 +6,7 @@ Nothing here is asked of the processes by a private way: a user's own monitoring
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import numpy as np
 
 from cuckooflow.embedding_store.client import connect
 from cuckooflow.errors import LogNotFound, NoSnapshot, ScorerUnavailable, StoreError
-from cuckooflow.logs.local_log import LocalLog, LocalLogReader
+from cuckooflow.logs.address import LogAddress, to_address
+from cuckooflow.logs.contract import LogReader
 from cuckooflow.models.progressive import LabelMetrics
 from cuckooflow.models.snapshots import Manifest, list_manifests
 from cuckooflow.pipelines.demo.job import LABEL
@@ -35,16 +37,16 @@ RECORDS_SHOWN = 60
 class JsonTail:
     """Reads what is new in a log of JSON lines, in all its partitions; the log may not be there yet."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reader: LocalLogReader | None = None
+    def __init__(self, place: LogAddress | str | os.PathLike[str]) -> None:
+        self._address = to_address(place)
+        self._reader: LogReader | None = None
         self._at: dict[int, int] = {}
 
     def take(self) -> list[dict[str, Any]]:
         """Every record that came since the last call."""
         if self._reader is None:
             try:
-                self._reader = LocalLog.open(self._path)
+                self._reader = self._address.open_reader()
             except LogNotFound:
                 return []
         found: list[dict[str, Any]] = []
@@ -142,9 +144,9 @@ class Observer:
         self._scorer = scorer
         self._store_address = store_address
         self._clock_us = clock_us
-        self._balances = JsonTail(job.path(job.logs.join_balances.path))
-        self._dead = JsonTail(job.path(job.logs.dead_letters.path))
-        self._metrics = JsonTail(job.path(job.logs.train_metrics.path))
+        self._balances = JsonTail(job.address(job.logs.join_balances))
+        self._dead = JsonTail(job.address(job.logs.dead_letters))
+        self._metrics = JsonTail(job.address(job.logs.train_metrics))
         self._by_shard: dict[tuple[str, int], dict[str, int]] = {}
         self._stop = threading.Event()
         self._error: BaseException | None = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cuckooflow.errors import NoSnapshot, ScorerUnavailable
+from cuckooflow.logs.address import LogAddress, to_address
 from cuckooflow.logs.contract import Position
-from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.demo.exposures import Exposures
 from cuckooflow.pipelines.demo.progress import Observed
 from cuckooflow.pipelines.demo.replay import Replay
@@ -28,7 +29,7 @@ class LikedExamples:
     """Finds the examples of some impressions in the examples log as it grows.
 
     Args:
-        path: the log's folder.
+        place: where the log lies.
         keys: (request, item) of the impressions.
 
     Attributes:
@@ -36,8 +37,8 @@ class LikedExamples:
         ends: partition -> the position of the last one found in it.
     """
 
-    def __init__(self, path: str, keys: set[tuple[str, str]]) -> None:
-        log = LocalLog.open(path)
+    def __init__(self, place: LogAddress | str | os.PathLike[str], keys: set[tuple[str, str]]) -> None:
+        log = to_address(place).open_reader()
         self.log = log.name
         self.ends: dict[int, Position] = {}
         self._missing = set(keys)
@@ -90,7 +91,7 @@ class Telling:
         scorer: ScorerClient,
         clock_us: Callable[[], int],
     ) -> None:
-        self._examples_log = str(job.path(job.logs.examples.path))
+        self._examples_log = job.address(job.logs.examples)
         self._shown = shown
         self._story = story
         self._scorer = scorer

@@ -6,7 +6,6 @@ from typing import Literal
 
 import apache_beam as beam
 
-from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
 from cuckooflow.pipelines.options import (
     action_schema,
@@ -41,8 +40,8 @@ def build_join(
     logs = job.logs
     impressions, actions = impression_schema(job), action_schema(job)
     elements = pipeline | "ReadLogs" >> ReadLogs(
-        LogInput(job.path(logs.impressions.path), impressions),
-        LogInput(job.path(logs.actions.path), actions),
+        LogInput(job.address(logs.impressions), impressions),
+        LogInput(job.address(logs.actions), actions),
         poll_options(job, stop_at_end),
         front_end,
         hand_over=hand_over,
@@ -57,7 +56,7 @@ def build_join(
     sampled = {"examples": joined.examples, "late": joined.late} | "NegativeSampling" >> NegativeSampling(
         sampling.rate, sampling.seed, job.join.balance_interval
     )
-    sampled["examples"] | "WriteExamples" >> WriteExamples(job.path(logs.examples.path))
+    sampled["examples"] | "WriteExamples" >> WriteExamples(job.address(logs.examples))
     for name, records, log in (
         ("WriteLate", sampled["late"], logs.late),
         ("WriteUnmatched", joined.unmatched, logs.unmatched),
@@ -66,9 +65,9 @@ def build_join(
         ("WriteJoinBalances", joined.balances, logs.join_balances),
         ("WriteSamplingBalances", sampled["balances"], logs.join_balances),
     ):
-        records | name >> WriteJsonLines(job.path(log.path))
+        records | name >> WriteJsonLines(job.address(log))
 
 
 def create_missing(job: JobSpec, log: LogSpec, encoding: Literal["lines", "frames"]) -> None:
     """Create a log that the job writes, unless it is there."""
-    LocalLog.create(job.path(log.path), log.partitions, encoding, exist_ok=True)
+    job.address(log).create_missing(encoding).close()

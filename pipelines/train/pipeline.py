@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import apache_beam as beam
 
 from cuckooflow.embedding_store.client import connect
-from cuckooflow.logs.local_log import LocalLog
+from cuckooflow.logs.address import LogAddress
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.join.pipeline import create_missing
 from cuckooflow.pipelines.options import correction, snapshot_options, store_addresses, training_options
@@ -16,7 +15,7 @@ from cuckooflow.transforms.emit_snapshots import EmitSnapshots
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.front_ends import FrontEnd
 from cuckooflow.transforms.read_examples import ExamplesOptions, ReadExamples
-from cuckooflow.transforms.sinks import WriteJsonLines
+from cuckooflow.transforms.sinks import WriteJsonLines, examples_partitions
 from cuckooflow.transforms.train_step import TrainConfig, TrainStep
 
 
@@ -31,11 +30,12 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
     create_missing(job, logs.examples, "frames")
     for log in (logs.train_metrics, logs.train_dead_letters):
         create_missing(job, log, "lines")
-    examples = job.path(logs.examples.path)
+    examples = job.address(logs.examples)
+    examples_partitions(examples)
     open_store = partial(connect, store_addresses(job))
     store = open_store()
     try:
-        marks = store.marks(LocalLog.open(examples).name)
+        marks = store.marks(examples.name)
     finally:
         store.close()
     elements = pipeline | "ReadExamples" >> ReadExamples(
@@ -58,10 +58,10 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
         )
     )
     trained.ticks | "EmitSnapshots" >> EmitSnapshots(open_store, snapshot_options(job))
-    trained.metrics | "WriteMetrics" >> WriteJsonLines(job.path(logs.train_metrics.path))
-    trained.dead | "WriteRefusedBatches" >> WriteJsonLines(job.path(logs.train_dead_letters.path))
-    elements.dead | "WriteUndecodable" >> WriteJsonLines(job.path(logs.train_dead_letters.path))
+    trained.metrics | "WriteMetrics" >> WriteJsonLines(job.address(logs.train_metrics))
+    trained.dead | "WriteRefusedBatches" >> WriteJsonLines(job.address(logs.train_dead_letters))
+    elements.dead | "WriteUndecodable" >> WriteJsonLines(job.address(logs.train_dead_letters))
 
 
-def _open_reader(path: Path, dedupe_rows: int) -> ExamplesReader:
-    return ExamplesReader(LocalLog.open(path), dedupe_rows)
+def _open_reader(address: LogAddress, dedupe_rows: int) -> ExamplesReader:
+    return ExamplesReader(address.open_reader(), dedupe_rows)

@@ -37,6 +37,70 @@ def test_good_spec_loads_with_absolute_folder_and_defaults() -> None:
     assert job.path(job.logs.late.path) == GOOD.parent / "logs/late"
 
 
+TOPIC = """  examples:
+    kafka:
+      bootstrap: "h1:9092,h2:9092"
+      topic: examples.v1
+      partitions: 2
+      config: {retention.ms: 604800000, cleanup.policy: delete}
+      client: {security.protocol: SASL_SSL, sasl.password: "${env:KAFKA_PASSWORD}"}
+"""
+
+
+def with_topic(topic: str = TOPIC) -> str:
+    return TEXT.replace("  examples: {path: logs/examples, partitions: 2}\n", topic, 1)
+
+
+def test_a_log_may_be_a_topic() -> None:
+    job = parse_spec(with_topic(), GOOD)
+    examples = job.address(job.logs.examples)
+    assert str(examples) == "kafka://h1:9092,h2:9092/examples.v1"
+    assert (examples.name, examples.partitions) == ("examples.v1", 2)
+    assert examples.config == {"retention.ms": "604800000", "cleanup.policy": "delete"}
+    assert examples.client["sasl.password"] == "${env:KAFKA_PASSWORD}"
+    impressions = job.address(job.logs.impressions)
+    assert (str(impressions), impressions.partitions) == (str(GOOD.parent / "logs/impressions"), 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "received", "allowed"),
+    [
+        ("topic: examples.v1", 'topic: "a b"', "topic", "'a b'", "string should match"),
+        ("      topic: examples.v1\n", "", "topic", "nothing", "required"),
+        ("      partitions: 2", "      partitions: none", "partitions", "'none'", "integer"),
+        ("bootstrap:", "brokers:", "brokers", "unknown key 'brokers'", "bootstrap, topic, partitions"),
+        ("config:", "library: java\n      config:", "library", "'java'", "'confluent-kafka'"),
+        ("security.protocol", "group.id", "client", "not shown", "the address's group"),
+        ("${env:KAFKA_PASSWORD}", "${KAFKA_PASSWORD}", "client", "not shown", "${env:NAME}"),
+        ('"${env:KAFKA_PASSWORD}"', "[hush]", "client", "not shown", "a text, a number"),
+    ],
+)
+def test_faults_of_a_topic(old: str, new: str, field: str, received: str, allowed: str) -> None:
+    text = with_topic()
+    assert old in text
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(text.replace(old, new), GOOD)
+    faults = {".".join(map(str, f.location)): (f.received, f.allowed) for f in caught.value.faults}
+    got_received, got_allowed = faults[f"logs.examples.kafka.{field}"]
+    assert received in got_received and allowed in got_allowed
+    assert "hush" not in str(caught.value)
+    line = 1 + next(i for i, row in enumerate(text.splitlines()) if row == "  examples:")
+    assert int(str(caught.value).splitlines()[1].split(":")[1]) >= line
+
+
+def test_a_log_that_is_neither() -> None:
+    text = with_topic("  examples: logs/examples\n")
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(text, GOOD)
+    (fault,) = caught.value.faults
+    assert fault.location == ("logs", "examples") and "a folder, or with kafka" in fault.allowed
+    both = with_topic("  examples: {path: logs/examples, partition: 2}\n")
+    with pytest.raises(
+        SpecFaults, match=r"partitions \(did you mean that\?\); the keys here are path, partitions"
+    ):
+        parse_spec(both, GOOD)
+
+
 def test_all_faults_come_at_once() -> None:
     faults = faults_of(
         ("emit" if "emit:" in TEXT else "late_horizon: 1h", "late_horizon: soon"),
