@@ -60,6 +60,26 @@ def join(
     run_join_backfill(load_spec(spec_file), request, runner.value, context.args, tell)
 
 
+@app.command()
+def plan(
+    spec_file: SpecFile,
+    first: Day,
+    until: Until,
+    slice_mib: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="memory for the rows of one slice, MiB")
+    ] = 256,
+) -> None:
+    """Estimate time and disk of a backfill from a sample of its inputs. Writes nothing."""
+    from rich.console import Console
+
+    from cuckooflow.pipelines.backfill.plan import estimate, print_estimate
+    from cuckooflow.pipelines.backfill.request import BackfillRequest
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    request = BackfillRequest(_day(first), _day(until), "", slice_mib << 20)
+    print_estimate(estimate(load_spec(spec_file), request), request, Console(soft_wrap=True, highlight=False))
+
+
 def tell(line: str) -> None:
     """Show a line of progress at once."""
     print(f"backfill: {line}", flush=True)
