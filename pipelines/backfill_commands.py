@@ -80,6 +80,28 @@ def plan(
     print_estimate(estimate(load_spec(spec_file), request), request, Console(soft_wrap=True, highlight=False))
 
 
+@app.command()
+def archive(
+    spec_file: SpecFile,
+    out: Out,
+    first: Annotated[
+        datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="first day of event time, UTC")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="the day to stop before")
+    ] = None,
+    open_days: Annotated[
+        bool, typer.Option("--open-days", help="also days that may get more examples, as they are now")
+    ] = False,
+) -> None:
+    """Write the job's examples log into files by day, with positions. Run again, it replaces the days."""
+    from cuckooflow.pipelines.backfill.archive import archive_examples
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    days = [None if day is None else _day(day) for day in (first, until)]
+    archive_examples(load_spec(spec_file), folder_of(out), days[0], days[1], open_days, tell)
+
+
 def tell(line: str) -> None:
     """Show a line of progress at once."""
     print(f"backfill: {line}", flush=True)
