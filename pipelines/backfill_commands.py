@@ -60,6 +60,48 @@ def join(
     run_join_backfill(load_spec(spec_file), request, runner.value, context.args, tell)
 
 
+@app.command()
+def plan(
+    spec_file: SpecFile,
+    first: Day,
+    until: Until,
+    slice_mib: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="memory for the rows of one slice, MiB")
+    ] = 256,
+) -> None:
+    """Estimate time and disk of a backfill from a sample of its inputs. Writes nothing."""
+    from rich.console import Console
+
+    from cuckooflow.pipelines.backfill.plan import estimate, print_estimate
+    from cuckooflow.pipelines.backfill.request import BackfillRequest
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    request = BackfillRequest(_day(first), _day(until), "", slice_mib << 20)
+    print_estimate(estimate(load_spec(spec_file), request), request, Console(soft_wrap=True, highlight=False))
+
+
+@app.command()
+def archive(
+    spec_file: SpecFile,
+    out: Out,
+    first: Annotated[
+        datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="first day of event time, UTC")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="the day to stop before")
+    ] = None,
+    open_days: Annotated[
+        bool, typer.Option("--open-days", help="also days that may get more examples, as they are now")
+    ] = False,
+) -> None:
+    """Write the job's examples log into files by day, with positions. Run again, it replaces the days."""
+    from cuckooflow.pipelines.backfill.archive import archive_examples
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    days = [None if day is None else _day(day) for day in (first, until)]
+    archive_examples(load_spec(spec_file), folder_of(out), days[0], days[1], open_days, tell)
+
+
 def tell(line: str) -> None:
     """Show a line of progress at once."""
     print(f"backfill: {line}", flush=True)

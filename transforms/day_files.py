@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from cuckooflow.errors import DayNotWhole
+from cuckooflow.errors import DayNotWhole, SpecError
 from cuckooflow.transforms.whole_files import read_whole, remove, rename, whole_file, write_whole
 
 EXAMPLES, LATE, UNMATCHED, DEAD_LETTERS = "examples", "late", "unmatched", "dead_letters"
@@ -77,11 +77,13 @@ class DayManifest:
             refused event has the day of the latest event time before it in its partition.
         job: name of the job.
         run: of which run; every run has another.
-        log, incarnation: which log the positions of the examples belong to.
+        log, incarnation: which log the positions of the examples belong to: the examples log that was archived, or
+            one of the backfill's own.
         partitions: of that log.
         files: what is there.
         counts: rows in and what became of them.
         until_us: what a stream had given out when its clock was here; None: nothing follows.
+        read: of an archive, partition (as text) -> first offset and end of what was read of the log.
     """
 
     day: str
@@ -93,6 +95,7 @@ class DayManifest:
     files: tuple[DayFile, ...]
     counts: dict[str, int] = field(default_factory=dict)
     until_us: int | None = None
+    read: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> list[DayFile]:
         """The files of a kind, examples by partition and position."""
@@ -113,7 +116,8 @@ class DayManifest:
         body = json.loads(blob)
         body.pop("format")
         files = tuple(DayFile.of(entry) for entry in body.pop("files"))
-        return cls(**body, files=files)
+        read = {name: (first, end) for name, (first, end) in body.pop("read").items()}
+        return cls(**body, files=files, read=read)
 
 
 def day_of(time_us: int) -> date:
@@ -233,8 +237,18 @@ def commit_day(out: str, manifest: DayManifest, written: str) -> None:
     Args:
         manifest: its files lie in ``written``, or in the day's folder already.
         written: folder of the new files.
+
+    Raises:
+        SpecError: the day there is of another log.
+        DayNotWhole: a file is in neither place.
     """
-    folder = day_folder(out, date.fromisoformat(manifest.day))
+    day = date.fromisoformat(manifest.day)
+    before = read_manifest(out, day)
+    if before is not None and before.log != manifest.log:
+        raise SpecError(
+            f"expected days of {manifest.log} in {out}, found one of {before.log}; name another folder"
+        )
+    folder = day_folder(out, day)
     for file in manifest.files:
         source, target = (posixpath.join(where, file.name) for where in (written, folder))
         if FileSystems.exists(source):

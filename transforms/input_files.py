@@ -132,8 +132,8 @@ class FileRange:
         for parsed, _ in self._batches(max_future_skew_us):
             yield parsed
 
-    def head(self, max_future_skew_us: int) -> tuple[Parsed, float]:
-        """See :meth:`~cuckooflow.transforms.input_ranges.InputRange.head`."""
+    def sample(self, max_future_skew_us: int) -> tuple[Parsed, float]:
+        """See :meth:`~cuckooflow.transforms.input_ranges.InputRange.sample`."""
         return next(self._batches(max_future_skew_us), (self._empty(max_future_skew_us), 1.0))
 
     def _check(self) -> None:

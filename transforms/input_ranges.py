@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyarrow as pa
+
 from cuckooflow.errors import LogError
 from cuckooflow.logs.contract import LogReader
 from cuckooflow.transforms.columns import EventSchema
@@ -13,7 +15,7 @@ from cuckooflow.transforms.parse import Parsed, parse_messages
 from cuckooflow.transforms.poll_core import PollSource
 
 #: Messages that an estimate reads of a range.
-HEAD_MESSAGES = 2_048
+SAMPLE_MESSAGES = 2_048
 
 
 class InputRange(Protocol):
@@ -51,7 +53,7 @@ class InputRange(Protocol):
         """
         ...
 
-    def head(self, max_future_skew_us: int) -> tuple[Parsed, float]:
+    def sample(self, max_future_skew_us: int) -> tuple[Parsed, float]:
         """Some of its rows, for an estimate, and the share of the range that they are, (0, 1]."""
         ...
 
@@ -91,13 +93,20 @@ class LogRangeInput:
             if len(batch):
                 yield parse_messages(batch, self.log, reader.name, opened.schema, max_future_skew_us)
 
-    def head(self, max_future_skew_us: int) -> tuple[Parsed, float]:
-        """See :meth:`InputRange.head`."""
+    def sample(self, max_future_skew_us: int) -> tuple[Parsed, float]:
+        """See :meth:`InputRange.sample`; from both ends, so that it shows how long the range lasts."""
         opened = self.source.open()
-        asked = min(HEAD_MESSAGES, self.last - self.first)
-        batch = opened.reader.read(self.partition, self.first, max_messages=asked)
-        parsed = parse_messages(batch, self.log, opened.reader.name, opened.schema, max_future_skew_us)
-        return parsed, (batch.next_offset - self.first) / (self.last - self.first)
+        half = min(SAMPLE_MESSAGES // 2, -(-(self.last - self.first) // 2))
+        parts, messages = [], 0
+        for at in sorted({self.first, max(self.first + half, self.last - half)}):
+            if at < self.last:
+                batch = opened.reader.read(self.partition, at, max_messages=min(half, self.last - at))
+                name = opened.reader.name
+                parts.append(parse_messages(batch, self.log, name, opened.schema, max_future_skew_us))
+                messages += len(batch)
+        rows = pa.concat_batches([part.rows for part in parts])
+        dead = pa.concat_batches([part.dead for part in parts])
+        return Parsed(rows, dead), min(1.0, messages / (self.last - self.first))
 
 
 def log_ranges(

@@ -11,6 +11,7 @@ from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.transforms.day_files import DAY_US
 from cuckooflow.transforms.in_band import IMPRESSIONS
 from cuckooflow.transforms.input_ranges import InputRange
+from cuckooflow.transforms.parse import Parsed
 
 #: Ranges of each input that a sample reads the beginning of.
 SAMPLE_RANGES = 8
@@ -39,14 +40,19 @@ class InputSample:
     first_us: int
     last_us: int
 
+    def rows_between(self, first_us: int, until_us: int) -> int:
+        """Rows of these event times, were they spread evenly."""
+        inside = min(until_us, self.last_us) - max(first_us, self.first_us)
+        return round(self.rows * min(1.0, max(0, inside) / max(1, self.last_us - self.first_us)))
+
     def bytes_in(self, span_us: int) -> float:
         """Bytes in memory of the rows of so long, were they spread evenly."""
         lasts = max(1, self.last_us - self.first_us)
         return self.rows * self.row_bytes * min(1.0, span_us / lasts)
 
 
-def sample_inputs(ranges: Sequence[InputRange], job: JobSpec) -> list[InputSample]:
-    """Read the beginnings of a few ranges of each input, the first and the last among them."""
+def sample_inputs(ranges: Sequence[InputRange], job: JobSpec) -> list[tuple[InputSample, tuple[Parsed, ...]]]:
+    """Read a little of a few ranges of each input, the first and the last among them; and what was read."""
     samples = []
     for log in sorted({range_.log for range_ in ranges}):
         mine = [range_ for range_ in ranges if range_.log == log]
@@ -55,16 +61,19 @@ def sample_inputs(ranges: Sequence[InputRange], job: JobSpec) -> list[InputSampl
         rows = memory = 0
         read_bytes = 0.0
         times: list[int] = []
+        held = []
         for at in chosen.tolist():
-            parsed, share = mine[at].head(job.join.max_future_skew)
+            parsed, share = mine[at].sample(job.join.max_future_skew)
             found = parsed.rows.column("_time").to_numpy()
             read_bytes += share * mine[at].size
+            held.append(parsed)
             rows += len(found)
             memory += parsed.rows.nbytes
             times += [int(found.min()), int(found.max())] if len(found) else []
         if rows:
             total = int(rows * size / read_bytes)
-            samples.append(InputSample(log, size, total, memory / rows, min(times), max(times)))
+            sample = InputSample(log, size, total, memory / rows, min(times), max(times))
+            samples.append((sample, tuple(held)))
     return samples
 
 

@@ -92,8 +92,8 @@ def run_join_backfill(
 
         def begin() -> tuple[dict[str, Any], int, int]:
             listing = inputs.listing()
-            sample = sample_inputs(inputs.ranges(listing), job)
-            return listing, *choose_layout(sample, job, request.slice_bytes)
+            samples = [sample for sample, _ in sample_inputs(inputs.ranges(listing), job)]
+            return listing, *choose_layout(samples, job, request.slice_bytes)
 
         asked = fingerprint(_asked(job, request, inputs))
         state, resumed = resume_or_begin(request.out, asked, begin, request.restart)

@@ -20,6 +20,8 @@ import pyarrow.csv
 import pytest
 
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
+from cuckooflow.pipelines.backfill.join import run_join_backfill
+from cuckooflow.pipelines.backfill.request import BackfillRequest
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.transforms.day_files import KINDS, read_day, whole_days
@@ -232,12 +234,14 @@ def day_rows() -> Callable[..., Counter[str]]:
 
 @pytest.fixture(scope="session")
 def backfill() -> Callable[..., str]:
-    """Runs ``backfill join`` to its end; what it printed."""
+    """Runs the backfill of some days to its end, in this process; what it told."""
 
-    def join(spec: Path, out: Path, *more: object, first: str = DAYS[0], until: str = DAYS[1]) -> str:
-        done = _run("backfill", "join", spec, "--from", first, "--to", until, "--out", out, *more)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
+    def join(spec: Path, out: Path, first: str = DAYS[0], until: str = DAYS[1], **more: object) -> str:
+        told: list[str] = []
+        days = (date.fromisoformat(first), date.fromisoformat(until))
+        request = BackfillRequest(*days, str(out), **more)
+        run_join_backfill(load_spec(spec), request, "direct", [], told.append)
+        return "\n".join(told)
 
     return join
 

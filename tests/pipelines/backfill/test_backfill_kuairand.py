@@ -109,7 +109,7 @@ def test_from_files_with_files_and_rows_shuffled(
         lines.append(f"  {log}: {WRITERS[kind](folder, messages, seed)}")
     moved.spec.write_text(moved.spec.read_text() + "\n".join(lines) + "\n")
     out = tmp_path / "days"
-    backfill(moved.spec, out, "--slice-mib", 1)
+    backfill(moved.spec, out, slice_bytes=1 << 20)
     for rows in ("examples", "late", "unmatched"):
         assert day_rows(out, rows) == expected(rows), rows
     found = day_rows(out, "dead_letters")

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cuckooflow.transforms.balances import imbalances
@@ -25,16 +26,9 @@ def on_the_same_logs(feed, folder: Path, **replaced: str):
 def handed_over(feed, backfill, tmp_path_factory) -> Path:
     """A backfill up to the hand-over; the folder of its days."""
     out = tmp_path_factory.mktemp("handed") / "days"
-    backfill(
-        feed.spec,
-        out,
-        "--hand-over-at",
-        AT,
-        "--range-messages",
-        2_000,
-        first="2022-04-24",
-        until="2022-04-29",
-    )
+    at_us = int(np.datetime64(AT, "us").astype(np.int64))
+    days = {"first": "2022-04-24", "until": "2022-04-29"}
+    backfill(feed.spec, out, **days, hand_over_us=at_us, range_messages=2_000)
     return out
 
 
