@@ -22,7 +22,6 @@ from apache_beam.io.filesystems import FileSystems
 
 from cuckooflow.errors import BackfillBusy, LogNotFound
 from cuckooflow.logs.contract import LogReader, Position
-from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.backfill.run_state import FolderLock, work_folder
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.transforms.balances import JOIN
@@ -62,8 +61,10 @@ def archive_examples(
         LogNotFound: there is no examples log.
         BackfillBusy: another process writes into the folder, or an unfinished backfill does.
     """
-    with FolderLock(out):
-        reader = LocalLog.open(job.path(job.logs.examples.path))
+    with (
+        FolderLock(out),
+        contextlib.closing(job.address(job.logs.examples).open_reader()) as reader,
+    ):
         closed_us = END_TIME_US if open_days else closed_until_us(job)
         low_us = 0 if first is None else day_start_us(first)
         high_us = closed_us - closed_us % DAY_US
@@ -85,18 +86,19 @@ def archive_examples(
 def closed_until_us(job: JobSpec) -> int:
     """No example of an earlier impression will be given any more; 0 where that is not known."""
     try:
-        balances = LocalLog.open(job.path(job.logs.join_balances.path))
+        balances = job.address(job.logs.join_balances).open_reader()
     except LogNotFound:
         return 0
     clocks: dict[int, int] = {}
-    for partition in balances.partitions():
-        end = balances.end_offset(partition)
-        begin = max(balances.start_offset(partition), end - _BALANCES_BACK * job.join.num_shards)
-        for batch in balances.read_range(partition, begin, end):
-            for value in batch.values:
-                record = json.loads(value.as_py())
-                if record["stage"] == JOIN and record["clock_us"] is not None:
-                    clocks[record["shard"]] = record["clock_us"]
+    with contextlib.closing(balances):
+        for partition in balances.partitions():
+            end = balances.end_offset(partition)
+            begin = max(balances.start_offset(partition), end - _BALANCES_BACK * job.join.num_shards)
+            for batch in balances.read_range(partition, begin, end):
+                for value in batch.values:
+                    record = json.loads(value.as_py())
+                    if record["stage"] == JOIN and record["clock_us"] is not None:
+                        clocks[record["shard"]] = record["clock_us"]
     if len(clocks) < job.join.num_shards:
         return 0
     window_us = max(label.window for label in job.labels.values())
