@@ -9,7 +9,7 @@ a message, because one message may carry many rows and a training batch may end 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +57,16 @@ class MessageBatch:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def until(self, offset: int) -> MessageBatch:
+        """Without the messages at or past an offset; nothing is copied."""
+        keep = int(np.searchsorted(self.offsets, offset))
+        end = min(self.next_offset, offset)
+        if keep == len(self):
+            return replace(self, next_offset=end)
+        return MessageBatch(
+            self.partition, self.offsets[:keep], self.append_us[:keep], self.values[:keep], end
+        )
 
 
 class LogReader(Protocol):

@@ -110,9 +110,7 @@ class KafkaLogReader:
                     f"expected {self.name}/{partition} to reach {last}, its leader has nothing after {first}; "
                     "was it elected while it was behind?"
                 )
-            keep = int(np.searchsorted(batch.offsets, last))
-            if keep < len(batch):
-                batch, _ = _cut(batch, keep)
+            batch = batch.until(last)
             yield batch
             first = batch.next_offset
 

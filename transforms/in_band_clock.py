@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -32,6 +33,7 @@ class InBandClock:
             raise ValueError(f"expected max_held of 0 or more, received {max_held}")
         self.max_held = max_held
         self.repeated = 0
+        self._clock_us = NO_TIME_US
         self._partitions: dict[int, int] = {}
         self._next: dict[tuple[int, int], int] = {}
         self._watermarks: dict[tuple[int, int], int] = {}
@@ -51,13 +53,7 @@ class InBandClock:
             ChainBroken: the element contradicts what was heard before.
         """
         header = read_header(element)
-        if not self._partitions:
-            self._partitions = dict(header.partitions)
-        elif dict(header.partitions) != self._partitions:
-            raise ChainBroken(
-                f"expected partitions {self._partitions} (log: count), received {dict(header.partitions)}; "
-                "the partitions of a log are fixed for the life of a job"
-            )
+        self._check_together(header.partitions)
         turn = self._turn(header)
         if turn < 0:
             self.repeated += 1
@@ -90,13 +86,14 @@ class InBandClock:
         return ready
 
     def clock_us(self) -> int:
-        """The lowest watermark over all partitions of both logs.
+        """The lowest watermark over all partitions of both logs; it never goes back.
 
-        ``NO_TIME_US`` before every one was heard, ``END_TIME_US`` after every one has ended.
+        ``NO_TIME_US`` before every one was heard, ``END_TIME_US`` after every one has ended. While a partition
+        that was added is not heard yet, it stands.
         """
-        if not self._partitions or len(self._watermarks) < sum(self._partitions.values()):
-            return NO_TIME_US
-        return min(self._watermarks.values())
+        if self._partitions and len(self._watermarks) == sum(self._partitions.values()):
+            self._clock_us = max(self._clock_us, min(self._watermarks.values()))
+        return self._clock_us
 
     @property
     def ended(self) -> bool:
@@ -129,6 +126,7 @@ class InBandClock:
         body = {
             "max_held": self.max_held,
             "repeated": self.repeated,
+            "clock_us": self.clock_us(),
             "partitions": list(self._partitions.items()),
             "chains": [
                 [*key, chain, self._watermarks[key], int(key in self._ended)]
@@ -151,6 +149,7 @@ class InBandClock:
         body = json.loads(parts[0])
         clock = cls(body["max_held"])
         clock.repeated = body["repeated"]
+        clock._clock_us = body["clock_us"]
         clock._partitions = dict(body["partitions"])
         for log, partition, chain, watermark_us, end in body["chains"]:
             clock._next[log, partition] = chain
@@ -176,7 +175,23 @@ class InBandClock:
             )
         return 1
 
+    def _check_together(self, counts: Mapping[int, int]) -> None:
+        """A log's partitions may become more, so of two headers one has the newer counts."""
+        if not self._partitions:
+            self._partitions = dict(counts)
+        more = {log: counts[log] - count for log, count in self._partitions.items() if log in counts}
+        if counts.keys() != self._partitions.keys() or min(more.values()) < 0 < max(more.values()):
+            raise ChainBroken(
+                f"expected partitions {self._partitions} (log: count) or more, received {dict(counts)}; do two "
+                "sources write to one join?"
+            )
+
     def _take(self, header: Header) -> None:
+        # In its turn, not when it came: the clock must not wait for partitions whose first link is held back.
+        grown = {log: max(n, self._partitions[log]) for log, n in header.partitions.items()}
+        if grown != self._partitions:
+            self.clock_us()
+            self._partitions = grown
         for link in header.links:
             key = (link.log, link.partition)
             if not 0 <= link.partition < self._partitions.get(link.log, 0):

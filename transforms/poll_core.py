@@ -9,14 +9,15 @@ shard's rows of all partitions and their links. Clocks are passed in; nothing he
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cuckooflow.errors import LogError, SpecError
+from cuckooflow.errors import LogError, LogUnavailable, SpecError
 from cuckooflow.logs.contract import LogReader
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.hand_over import HandOver
@@ -25,18 +26,18 @@ from cuckooflow.transforms.in_band import (
     IMPRESSIONS,
     LOG_NAMES,
     NO_TIME_US,
-    ROW_COLUMNS,
     Header,
     Link,
-    attach,
 )
+from cuckooflow.transforms.log_watch import LogWatch
 from cuckooflow.transforms.parse import parse_messages
+from cuckooflow.transforms.poll_elements import Element, shard_elements
+from cuckooflow.transforms.poll_state import PartitionState
 
+_LOGGER = logging.getLogger(__name__)
 I64 = npt.NDArray[np.int64]
-Element = tuple[int, pa.RecordBatch]
 #: What a partition may read of a poll, however many there are.
 _SHARE_BYTES_MIN = 1 << 20
-_EMPTY = pa.RecordBatch.from_pylist([], schema=pa.schema(ROW_COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class PollOptions:
         max_poll_bytes: of all partitions together in one poll, default 32 MiB, each taking its part and at
             least 1 MiB. Costs memory; a smaller one costs throughput, as each poll makes an element a shard.
         heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s.
+        unavailable_for_us: how long a log's broker may be away before the poll raises, default 5 minutes. Until
+            then its partitions hold the clock.
     """
 
     num_shards: int = 8
@@ -74,11 +77,13 @@ class PollOptions:
     max_bytes: int = 8 << 20
     max_poll_bytes: int = 32 << 20
     heartbeat_us: int = 1_000_000
+    unavailable_for_us: int = 300_000_000
 
     def __post_init__(self) -> None:
         bounds = {
             "num_shards": 1, "max_skew_us": 0, "max_lead_us": 0, "max_future_skew_us": 0, "idle_after_us": 0,
             "max_messages": 1, "max_bytes": 1, "max_poll_bytes": 1, "heartbeat_us": 1,
+            "unavailable_for_us": 0,
         }  # fmt: skip
         wrong = [
             f"{n} >= {low}, received {getattr(self, n)}"
@@ -95,30 +100,6 @@ class PollSource:
 
     reader: LogReader
     schema: EventSchema
-
-
-@dataclass
-class PartitionState:
-    """Where one partition stands; all of it survives a checkpoint.
-
-    Attributes:
-        next_offset: where the next read begins.
-        watermark_us: no later row may be this early without being out of order.
-        chain: elements that have carried a link of this partition; the next link's number.
-        told_us: the watermark in its last link; None before the first.
-        idle_since_us: the poller's clock when it was first seen at its end with nothing new.
-        stop_offset: with ``stop_at_end``, where it ends.
-        ended: its end link was sent.
-    """
-
-    next_offset: int
-    watermark_us: int = NO_TIME_US
-    chain: int = 0
-    told_us: int | None = None
-    idle_since_us: int | None = None
-    stop_offset: int | None = None
-    ended: bool = False
-    at_end: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -168,7 +149,9 @@ class PollCore:
         self.options = options
         self._sources: Mapping[int, PollSource] = {IMPRESSIONS: impressions, ACTIONS: actions}
         self._incarnations = {log: source.reader.incarnation() for log, source in self._sources.items()}
-        self._counts = {log: len(source.reader.partitions()) for log, source in self._sources.items()}
+        self._watches = {
+            log: LogWatch(source.reader, options.unavailable_for_us) for log, source in self._sources.items()
+        }
         self._last_element_us: int | None = None
         self._turn = 0
         self._hand_over = hand_over
@@ -183,6 +166,9 @@ class PollCore:
                     now.stop_offset = self._sources[log].reader.end_offset(partition)
         else:
             self._partitions = self._restored(state)
+        self._counts = {
+            log: sum(1 for of_log, _ in self._partitions if of_log == log) for log in self._sources
+        }
 
     @property
     def ended(self) -> bool:
@@ -201,6 +187,7 @@ class PollCore:
         """
         if self.ended:
             return Polled([], [], 0, False)
+        self._discover(now_us)
         paused = self._paused()
         parts: dict[int, list[pa.RecordBatch]] = {IMPRESSIONS: [], ACTIONS: []}
         dead: list[pa.RecordBatch] = []
@@ -209,15 +196,20 @@ class PollCore:
         keys = list(self._partitions)
         share = max(_SHARE_BYTES_MIN, left_bytes // len(keys))
         self._turn = (self._turn + 1) % len(keys)
+        for log, watch in self._watches.items():
+            wanted = [k for k in keys if k[0] == log and k not in paused and not self._partitions[k].ended]
+            offsets = {partition: self._partitions[log, partition].next_offset for _, partition in wanted}
+            watch.begin_poll(offsets, min(self.options.max_bytes, share))
         for key in keys[self._turn :] + keys[: self._turn]:
             now = self._partitions[key]
             if now.ended or key in paused or left <= 0 or left_bytes <= 0:
                 continue
             most_bytes = min(self.options.max_bytes, share, left_bytes)
+            begin = now.next_offset
             rows, letters, messages, size = self._read(key, now, left, most_bytes, now_us)
             left -= messages
             left_bytes -= size
-            progressed |= messages > 0
+            progressed |= now.next_offset != begin
             if rows is not None and rows.num_rows:
                 parts[key[0]].append(rows)
             if letters is not None and letters.num_rows:
@@ -225,6 +217,10 @@ class PollCore:
         links = self._links()
         progressed |= any(link.end for link in links)
         elements = self._elements(parts, links, now_us)
+        for log, watch in self._watches.items():
+            watch.report(
+                {p: now.next_offset for (of, p), now in self._partitions.items() if of == log}, now_us
+            )
         return Polled(elements, dead, sum(b.num_rows for _, b in elements), progressed, tuple(sorted(paused)))
 
     def state(self) -> bytes:
@@ -233,21 +229,32 @@ class PollCore:
             "incarnations": list(self._incarnations.items()),
             "num_shards": self.options.num_shards,
             "last_element_us": self._last_element_us,
-            "partitions": [
-                [
-                    *key,
-                    p.next_offset,
-                    p.watermark_us,
-                    p.chain,
-                    p.told_us,
-                    p.idle_since_us,
-                    p.stop_offset,
-                    p.ended,
-                ]
-                for key, p in self._partitions.items()
-            ],
+            "partitions": PartitionState.dump(self._partitions),
         }
         return json.dumps(body, separators=(",", ":")).encode()
+
+    def _discover(self, now_us: int) -> None:
+        """Take up partitions that were added to a log since it was opened.
+
+        One begins at its first offset. Its watermark is the lowest that the others have told: no shard's clock
+        is past it, none has to go back, and what is earlier in it is late by its own watermark.
+        """
+        if self.options.stop_at_end:
+            return  # what was not there when the job started lies past every end
+        for log, watch in self._watches.items():
+            for partition in range(self._counts[log], len(watch.reader.partitions())):
+                try:
+                    first = watch.reader.start_offset(partition)
+                except LogUnavailable as error:
+                    watch.note_away(error, now_us)
+                    break  # at a later poll
+                told = [p.told_us for p in self._partitions.values() if not p.ended]
+                clock_us = min((NO_TIME_US if us is None else us for us in told), default=NO_TIME_US)
+                self._partitions[log, partition] = PartitionState(first, clock_us)
+                self._counts[log] += 1
+                _LOGGER.warning(
+                    "log=%s partition=%d added, read from offset=%d", LOG_NAMES[log], partition, first
+                )
 
     def _begin(self, log: int, partition: int, reader: LogReader) -> PartitionState:
         if self._hand_over is None:
@@ -275,18 +282,14 @@ class PollCore:
                 "for the life of a job"
             )
         self._last_element_us = body["last_element_us"]
-        found = {}
-        for log, partition, *values in body["partitions"]:
-            offset, watermark_us, chain, told_us, idle_since_us, stop_offset, ended = values
+        found = PartitionState.load(body["partitions"])
+        for (log, partition), now in found.items():
             end = self._sources[log].reader.end_offset(partition)
-            if offset > end:
+            if now.next_offset > end:
                 raise LogError(
-                    f"expected {LOG_NAMES[log]}/{partition} to reach offset {offset}, it ends at {end}: "
+                    f"expected {LOG_NAMES[log]}/{partition} to reach offset {now.next_offset}, it ends at {end}: "
                     "it has lost messages; start the job anew, knowing what is missing"
                 )
-            found[log, partition] = PartitionState(
-                offset, watermark_us, chain, told_us, idle_since_us, stop_offset, ended
-            )
         return found
 
     def _paused(self) -> set[tuple[int, int]]:
@@ -311,13 +314,20 @@ class PollCore:
         if most <= 0:
             now.at_end = True
             return None, None, 0, 0
-        batch = source.reader.read(partition, now.next_offset, max_messages=most, max_bytes=most_bytes)
-        now.at_end = len(batch) == 0
+        batch = self._watches[log].read(partition, now.next_offset, most, most_bytes, now_us)
+        if batch is None:  # neither at its end nor idle: its broker is away
+            now.at_end, now.idle_since_us = False, None
+            return None, None, 0, 0
+        if now.stop_offset is not None:
+            batch = batch.until(now.stop_offset)
+        now.at_end = batch.next_offset == now.next_offset
         if now.at_end:
             self._note_idle(now, now_us)
             return None, None, 0, 0
         now.idle_since_us = None
         now.next_offset = batch.next_offset
+        if not len(batch):  # a hole
+            return None, None, 0, 0
         parsed = parse_messages(
             batch, log, source.reader.name, source.schema, self.options.max_future_skew_us
         )
@@ -373,32 +383,12 @@ class PollCore:
     def _elements(
         self, parts: Mapping[int, list[pa.RecordBatch]], links: tuple[Link, ...], now_us: int
     ) -> list[Element]:
-        tables = []
-        for log in (IMPRESSIONS, ACTIONS):
-            if parts[log]:
-                ordered = sorted(parts[log], key=lambda rows: rows.column("_partition")[0].as_py())
-                tables.append(pa.Table.from_batches(ordered))
         due = self._last_element_us is None or now_us - self._last_element_us >= self.options.heartbeat_us
-        if not tables and not links and not due:
+        if not any(parts.values()) and not links and not due:
             return []
         self._last_element_us = now_us
-        header = Header(links, self._counts, now_us)
-        shards = self.options.num_shards
-        if not tables:
-            return [(shard, attach(_EMPTY, header)) for shard in range(shards)]
-        table = pa.concat_tables(tables, promote_options="default")
-        shard_of = table.column("_hash").to_numpy() % np.uint64(shards)
-        order = np.argsort(shard_of, kind="stable")
-        bounds = np.searchsorted(shard_of[order], np.arange(shards + 1, dtype=np.uint64))
-        rows = table.take(pa.array(order)).combine_chunks().to_batches()[0]
-        empty = rows.slice(0, 0)
-        elements = []
-        for shard in range(shards):
-            first, last = int(bounds[shard]), int(bounds[shard + 1])
-            elements.append(
-                (shard, attach(rows.slice(first, last - first) if last > first else empty, header))
-            )
-        return elements
+        # A copy: elements wait for their turn, and the log may get more partitions meanwhile.
+        return shard_elements(parts, Header(links, dict(self._counts), now_us), self.options.num_shards)
 
 
 def _check_together(impressions: EventSchema, actions: EventSchema) -> None:

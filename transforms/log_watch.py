@@ -1,0 +1,84 @@
+"""A log as a poller sees it: read over and over, away now and then, and maybe growing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from cuckooflow.errors import LogUnavailable
+from cuckooflow.logs.contract import LogReader, MessageBatch, PrefetchingReader, ReportingReader
+
+_LOGGER = logging.getLogger(__name__)
+
+#: Between two reports of progress to lag tools.
+REPORT_US = 5_000_000
+
+
+class LogWatch:
+    """Reads one log poll by poll. Not thread-safe.
+
+    A broker that is away is waited for, poll after poll: that it is away says nothing of what its log
+    holds, so nobody may take it for an end. Only past a bound is it an error.
+
+    Args:
+        reader: of the log.
+        unavailable_for_us: how long it may be away before a read raises.
+    """
+
+    def __init__(self, reader: LogReader, unavailable_for_us: int) -> None:
+        self.reader = reader
+        self._unavailable_for_us = unavailable_for_us
+        self._away_since_us: int | None = None
+        self._away_in_this_poll = False
+        self._reported_us: int | None = None
+        self._reported: dict[int, int] = {}
+
+    def begin_poll(self, offsets: Mapping[int, int], max_bytes: int) -> None:
+        """A poll begins, which will read partitions at these offsets: one round trip for all, if that helps."""
+        self._away_in_this_poll = False
+        if isinstance(self.reader, PrefetchingReader) and len(offsets) > 1:
+            self.reader.prefetch(offsets, max_bytes)
+
+    def read(
+        self, partition: int, offset: int, max_messages: int, max_bytes: int, now_us: int
+    ) -> MessageBatch | None:
+        """What is there from ``offset`` on; None: that is not known, as the broker is away.
+
+        Raises:
+            LogUnavailable: it has been away for longer than it may be.
+            LogError: as :meth:`~cuckooflow.logs.contract.LogReader.read`.
+        """
+        if self._away_in_this_poll:
+            return None  # each further wait would hold up the other log
+        try:
+            batch = self.reader.read(partition, offset, max_messages=max_messages, max_bytes=max_bytes)
+        except LogUnavailable as error:
+            self.note_away(error, now_us)
+            return None
+        if self._away_since_us is not None:
+            away_s = (now_us - self._away_since_us) / 1e6
+            _LOGGER.warning("log=%s available again after_s=%.1f", self.reader.name, away_s)
+            self._away_since_us = None
+        return batch
+
+    def note_away(self, error: LogUnavailable, now_us: int) -> None:
+        """The broker did not answer.
+
+        Raises:
+            LogUnavailable: the same, if it has been away for longer than it may be.
+        """
+        self._away_in_this_poll = True
+        if self._away_since_us is None:
+            self._away_since_us = now_us
+            _LOGGER.warning("log=%s unavailable, its partitions hold the clock: %s", self.reader.name, error)
+        elif now_us - self._away_since_us > self._unavailable_for_us:
+            raise error
+
+    def report(self, offsets: Mapping[int, int], now_us: int) -> None:
+        """Tell lag tools how far it has come, now and then."""
+        due = self._reported_us is None or now_us - self._reported_us >= REPORT_US
+        if due and isinstance(self.reader, ReportingReader) and not self._away_in_this_poll:
+            self._reported_us = now_us
+            if dict(offsets) != self._reported:
+                self.reader.report(offsets)
+                self._reported = dict(offsets)
