@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cuckooflow.transforms.column_path import EACH, Place, format_path, parse_path, place_of
+from cuckooflow.transforms.column_path import EACH, Path, Place, format_path, parse_path, place_of
 from cuckooflow.transforms.documents import document_schema
 from cuckooflow.transforms.in_band import ROW_COLUMNS
 from cuckooflow.transforms.message_format import MessageFormat
@@ -162,6 +162,8 @@ class EventSchema(BaseModel):
             faults.append(f"{self.message.explode} is exploded, but no column has a path through it")
         if self.message.kind == "tf_example":
             faults += self._feature_faults()
+        if self.message.kind == "avro":
+            faults += self._avro_faults()
         if faults or self.message.kind not in ("json", "avro"):
             return faults
         try:
@@ -183,6 +185,19 @@ class EventSchema(BaseModel):
                 faults.append(f"column {name!r}: one value of a feature is no list")
         return faults
 
+    def _avro_faults(self) -> list[str]:
+        from cuckooflow.transforms.avro_schema import column_fault  # only jobs with Avro pay for it
+
+        paths = {name: self._path(name) for name in self.columns}
+        text = str(self.message.avro_schema)
+        found = {name: column_fault(text, path, self.columns[name].json_type) for name, path in paths.items()}
+        return [f"column {name!r}: {fault}" for name, fault in found.items() if fault is not None]
+
+    def _path(self, name: str) -> Path:
+        """A column's place as one path."""
+        place = self._place(name, self.columns[name])
+        return place.outer if place.inner is None else (*place.outer, EACH, *place.inner)
+
     def _place(self, name: str, column: Column) -> Place:
         if self.message.kind == "tf_example":
             return _feature_place(column.path or name)
@@ -196,11 +211,7 @@ class EventSchema(BaseModel):
     @cached_property
     def document_schema(self) -> pa.Schema:
         """A message as a whole, as far as columns are declared."""
-        leaves = []
-        for name, place in self.places.items():
-            path = place.outer if place.inner is None else (*place.outer, EACH, *place.inner)
-            leaves.append((path, self.columns[name].json_type))
-        return document_schema(leaves)
+        return document_schema((self._path(name), column.json_type) for name, column in self.columns.items())
 
     @cached_property
     def columns_in_turn(self) -> tuple[str, ...]:

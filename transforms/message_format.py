@@ -46,6 +46,10 @@ class MessageFormat(BaseModel):
             raise ValueError(
                 f"expected an avro_schema with the format avro and only there, received {self.kind}"
             )
+        if self.avro_schema is not None:
+            from cuckooflow.transforms.avro_schema import read_avro_schema  # only jobs with Avro pay for it
+
+            read_avro_schema(self.avro_schema)
         if self.confluent_header and self.kind != "avro":
             raise ValueError(f"expected confluent_header only with the format avro, received {self.kind}")
         if self.schema_id is not None and not self.confluent_header:

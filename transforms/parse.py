@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from cuckooflow.embedding_store.hashing import hash_rows
 from cuckooflow.logs.contract import MessageBatch
 from cuckooflow.transforms.arrow_messages import IPC_MAGIC, decode_arrow, decode_table
+from cuckooflow.transforms.avro_messages import decode_avro
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.dead_letters import EMPTY, TOMBSTONE, Refused, dead_letters
 from cuckooflow.transforms.decoded import OTHER_ACTION, Decoded, Rows
@@ -138,6 +139,7 @@ _DECODERS: dict[str, Callable[[Sequence[bytes], I64, EventSchema], Decoded]] = {
     "json": decode_json,
     "arrow": decode_arrow,
     "tf_example": decode_tf_example,
+    "avro": decode_avro,
 }
 
 
