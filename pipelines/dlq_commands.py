@@ -132,27 +132,20 @@ def _letters(job: JobSpec, wanted: Wanted, files: str | None, train: bool) -> It
     if files is not None:
         letters = letters_of_days(files)
     else:
-        address = _address(job, "train_dead_letters" if train else "dead_letters")
-        letters = letters_of_log(address.open_reader())
+        log = job.logs.train_dead_letters if train else job.logs.dead_letters
+        letters = letters_of_log(job.address(log).open_reader())
     return filter(wanted.takes, each_once(letters))
-
-
-def _address(job: JobSpec, name: str) -> LogAddress:
-    from cuckooflow.logs.address import LocalAddress
-
-    log = getattr(job.logs, name)
-    return LocalAddress(job.path(log.path), log.partitions)
 
 
 def _targets(job: JobSpec) -> dict[str, LogAddress]:
     """The job's input logs, by their names in letters."""
-    addresses = [_address(job, name) for name in ("impressions", "actions")]
+    addresses = [job.address(log) for log in (job.logs.impressions, job.logs.actions)]
     return {address.name: address for address in addresses}
 
 
 def _incarnations(job: JobSpec) -> dict[str, str]:
     found = {}
     for name, address in _targets(job).items():
-        with contextlib.suppress(LogNotFound):
-            found[name] = address.open_reader().incarnation()
+        with contextlib.suppress(LogNotFound), contextlib.closing(address.open_reader()) as reader:
+            found[name] = reader.incarnation()
     return found

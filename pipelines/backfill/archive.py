@@ -22,7 +22,6 @@ from apache_beam.io.filesystems import FileSystems
 
 from cuckooflow.errors import BackfillBusy, LogNotFound
 from cuckooflow.logs.contract import LogReader, Position
-from cuckooflow.logs.local_log import LocalLog
 from cuckooflow.pipelines.backfill.run_state import FolderLock, work_folder
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.transforms.balances import JOIN
@@ -63,7 +62,7 @@ def archive_examples(
         BackfillBusy: another process writes into the folder, or an unfinished backfill does.
     """
     with FolderLock(out):
-        reader = LocalLog.open(job.path(job.logs.examples.path))
+        reader = job.address(job.logs.examples).open_reader()
         closed_us = END_TIME_US if open_days else closed_until_us(job)
         low_us = 0 if first is None else day_start_us(first)
         high_us = closed_us - closed_us % DAY_US
@@ -79,13 +78,14 @@ def archive_examples(
         try:
             _Archive(job, reader, out, written, run, low_us, high_us, tell).run()
         finally:
+            reader.close()
             remove(written)
 
 
 def closed_until_us(job: JobSpec) -> int:
     """No example of an earlier impression will be given any more; 0 where that is not known."""
     try:
-        balances = LocalLog.open(job.path(job.logs.join_balances.path))
+        balances = job.address(job.logs.join_balances).open_reader()
     except LogNotFound:
         return 0
     clocks: dict[int, int] = {}
@@ -97,6 +97,7 @@ def closed_until_us(job: JobSpec) -> int:
                 record = json.loads(value.as_py())
                 if record["stage"] == JOIN and record["clock_us"] is not None:
                     clocks[record["shard"]] = record["clock_us"]
+    balances.close()
     if len(clocks) < job.join.num_shards:
         return 0
     window_us = max(label.window for label in job.labels.values())

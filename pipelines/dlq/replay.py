@@ -89,15 +89,18 @@ class Replay:
             LogUnavailable: a broker is away; run it again.
             MendFailed: the script failed.
         """
-        readers = {name: address.open_reader() for name, address in self.targets.items()}
-        incarnations = {name: reader.incarnation() for name, reader in readers.items()}
-        if not dry:
-            self._settle(readers, incarnations)
-        chosen = islice(self._chosen(letters, readers, self.ledger.replayed(incarnations)), limit)
-        if dry:
-            self.counts.replayed += sum(1 for _ in chosen)
-            return self.counts
         with contextlib.ExitStack() as stack:
+            readers = {
+                name: stack.enter_context(contextlib.closing(address.open_reader()))
+                for name, address in self.targets.items()
+            }
+            incarnations = {name: reader.incarnation() for name, reader in readers.items()}
+            if not dry:
+                self._settle(readers, incarnations)
+            chosen = islice(self._chosen(letters, readers, self.ledger.replayed(incarnations)), limit)
+            if dry:
+                self.counts.replayed += sum(1 for _ in chosen)
+                return self.counts
             logs: dict[tuple[str, int], _Target] = {}
             for place, value in chosen:
                 target = logs.get(place[:2])

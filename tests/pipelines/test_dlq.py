@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from cuckooflow.errors import LedgerDamaged, LogLocked, MendFailed, ReplayBusy
-from cuckooflow.logs.address import LocalAddress
+from cuckooflow.logs.address import KafkaAddress, LocalAddress
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.pipelines.dlq.ledger import Ledger, digest
 from cuckooflow.pipelines.dlq.letters import Letter, Place, Wanted, letters_of_log
@@ -23,6 +25,7 @@ from cuckooflow.transforms.batch_bytes import decode_batch, encode_batch
 from cuckooflow.transforms.dead_letters import DEAD_LETTER_SCHEMA, to_json_lines
 
 MEND = """
+import contextlib
 import json
 
 
@@ -262,7 +265,7 @@ def test_a_replay_killed_anywhere_and_run_again_appends_once(folder) -> None:
     folder.log(*(letter(n, value) for n, value in enumerate(values)))
     program = (
         "import sys; from pathlib import Path;"
-        "from cuckooflow.logs.address import LocalAddress; from cuckooflow.logs.local_log import LocalLog;"
+        "from cuckooflow.logs.address import KafkaAddress, LocalAddress; from cuckooflow.logs.local_log import LocalLog;"
         "from cuckooflow.pipelines.dlq import replay; from cuckooflow.pipelines.dlq.ledger import Ledger;"
         "from cuckooflow.pipelines.dlq.letters import letters_of_log;"
         "replay.BATCH_MESSAGES = 7; root = Path(sys.argv[1]);"
@@ -305,3 +308,34 @@ def test_letters_of_files_by_day_are_the_same_letters(films, cli, tmp_path) -> N
     # The stream's letters are of the same events: they are back already.
     assert cli("run", "join", films.spec, "--stop-at-end").returncode == 0
     assert "already=3" in cli("dlq", "replay", films.spec).stdout
+
+
+# --- topics ---------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("there", [0, 2, 3])
+def test_letters_go_back_to_a_topic_once_while_its_producer_goes_on(folder, kafka, there) -> None:
+    """A replay killed after so many of three messages; another producer's lie between and behind."""
+    name = f"impressions-{uuid.uuid4().hex[:8]}"
+    topic = KafkaAddress(bootstrap=kafka, topic=name, partitions=2)
+    topic.create().close()
+    folder.targets = {name: topic}
+    values = [b'{"n": 0}', b'{"n": 1}', b'{"n": 2}']
+    folder.log(*(letter(10 + n, value, log=name) for n, value in enumerate(values)))
+    now_us = time.time_ns() // 1_000
+    with contextlib.closing(topic.open_writer()) as writer:
+        writer.append(0, [values[1]], now_us - 60_000_000)  # as it came, long before
+        with contextlib.closing(topic.open_reader()) as reader, Ledger(folder.path / "ledger") as ledger:
+            places = [Place(name, 0, 10 + n, 0) for n in range(3)]
+            both = list(zip(places, values, strict=True))
+            ledger.intend(name, reader.incarnation(), 0, reader.end_offset(0), now_us, both)
+        for value in values[:there]:
+            writer.append(0, [value], now_us)
+            writer.append(0, [b"another's"], now_us)
+    assert folder.replay().startswith(f"replayed={3 - there} already={there}")
+    assert folder.replay().startswith("replayed=0 already=3")
+    with contextlib.closing(topic.open_reader()) as reader:
+        end = reader.end_offset(0)
+        found = [v.as_py() for batch in reader.read_range(0, 0, end) for v in batch.values]
+    assert sorted(found) == sorted([*values, values[1], *[b"another's"] * there])
