@@ -33,7 +33,7 @@ Until = Annotated[datetime | None, typer.Option(formats=_FORMATS, help="appended
 Days = Annotated[
     str | None, typer.Option("--files", help="letters of this folder of days, not of the job's log")
 ]
-_VALUE_CHARS = 60
+_VALUE_CHARS = 160
 
 
 @app.command()
@@ -49,20 +49,14 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="a line of JSON each, bytes included")] = False,
 ) -> None:
     """Show dead letters: position, reason, bytes, and where each was put back."""
-    from rich.console import Console
-    from rich.table import Table
-
     from cuckooflow.pipelines.dlq.ledger import Ledger
+    from cuckooflow.pipelines.dlq.letters import Place
     from cuckooflow.pipelines.spec_file import load_spec
 
     job = load_spec(spec_file)
     with Ledger(job.path(LEDGER), read_only=True) as ledger:
         replayed = ledger.replayed(_incarnations(job))
     back = {target: place for place, target in replayed.items()}
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("event", "reason", "detail", "appended", "value", "replayed"):
-        table.add_column(name)
     counts: Counter[tuple[str, str]] = Counter()
     letters = _letters(job, _wanted(reasons, log, since, until), files, train)
     for number, letter in enumerate(letters):
@@ -76,15 +70,15 @@ def show(
             more |= {} if source is None else {"replay_of": list(source)}
             print(json.dumps({**letter.to_dict(), **more}, ensure_ascii=False))
             continue
-        notes = [f"to {target[0]}/{target[1]}@{target[2]}"] if target else []
-        notes += [f"of {source}"] if source else []
         when = datetime.fromtimestamp(letter.append_us / 1e6, UTC).isoformat(timespec="seconds")
-        value = "" if letter.value is None else letter.value[:_VALUE_CHARS].decode(errors="backslashreplace")
-        table.add_row(str(letter.place), letter.reason, letter.detail, when, value, ", ".join(notes))
+        value = "-" if letter.value is None else letter.value.decode(errors="backslashreplace")
+        notes = "" if target is None else f"  replayed to {Place(*target, 0)}"
+        notes += "" if source is None else f"  replay of {source}"
+        print(f"{letter.place}  {when}  {letter.reason}: {letter.detail}{notes}")
+        print(f"    {value if len(value) <= _VALUE_CHARS else value[:_VALUE_CHARS] + '...'}")
     if not as_json:
-        console.print(table)
         for (of_log, reason), count in sorted(counts.items()):
-            console.print(f"{count} {of_log} {reason}")
+            print(f"{count} {of_log} {reason}")
 
 
 @app.command()
