@@ -263,3 +263,18 @@ class HandOverTooEarly(CuckooflowError):
 
 class BackfillUnbalanced(CuckooflowError):
     """Rows in and rows out of a day do not add up. Nothing of that day was replaced; report it as a defect."""
+
+
+# --- dead letters put back --------------------------------------------------------------------
+
+
+class ReplayBusy(CuckooflowError):
+    """Another process replays dead letters of this job. Wait for it."""
+
+
+class LedgerDamaged(CuckooflowError):
+    """The ledger of replays cannot be read. Without it, what was put back before would be put back again."""
+
+
+class MendFailed(CuckooflowError):
+    """The script that mends dead letters failed. What was appended before stays; mend the script, run it again."""

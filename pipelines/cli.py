@@ -21,7 +21,7 @@ from rich.console import Console
 
 from cuckooflow import __version__
 from cuckooflow.errors import CuckooflowError, SpecError
-from cuckooflow.pipelines import backfill_commands, log_commands, store_commands
+from cuckooflow.pipelines import backfill_commands, dlq_commands, log_commands, store_commands
 
 if TYPE_CHECKING:
     from cuckooflow.serving.client import ScorerClient
@@ -32,6 +32,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=_HELP, pretty
 app.add_typer(store_commands.app, name="store")
 app.add_typer(log_commands.app, name="log")
 app.add_typer(backfill_commands.app, name="backfill")
+app.add_typer(dlq_commands.app, name="dlq")
 
 SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,27 +84,28 @@ class LogRangeInput:
     def parsed(self, max_future_skew_us: int) -> Iterator[Parsed]:
         """See :meth:`InputRange.parsed`."""
         opened = self.source.open()
-        reader = opened.reader
-        if reader.incarnation() != self.incarnation:
-            raise LogError(
-                f"expected the log {reader.name} of incarnation {self.incarnation}, found "
-                f"{reader.incarnation()}: it was recreated; start the backfill anew"
-            )
-        for batch in reader.read_range(self.partition, self.first, self.last):
-            if len(batch):
-                yield parse_messages(batch, self.log, reader.name, opened.schema, max_future_skew_us)
+        with contextlib.closing(opened.reader) as reader:
+            if reader.incarnation() != self.incarnation:
+                raise LogError(
+                    f"expected the log {reader.name} of incarnation {self.incarnation}, found "
+                    f"{reader.incarnation()}: it was recreated; start the backfill anew"
+                )
+            for batch in reader.read_range(self.partition, self.first, self.last):
+                if len(batch):
+                    yield parse_messages(batch, self.log, reader.name, opened.schema, max_future_skew_us)
 
     def sample(self, max_future_skew_us: int) -> tuple[Parsed, float]:
         """See :meth:`InputRange.sample`; from both ends, so that it shows how long the range lasts."""
         opened = self.source.open()
         half = min(SAMPLE_MESSAGES // 2, -(-(self.last - self.first) // 2))
         parts, messages = [], 0
-        for at in sorted({self.first, max(self.first + half, self.last - half)}):
-            if at < self.last:
-                batch = opened.reader.read(self.partition, at, max_messages=min(half, self.last - at))
-                name = opened.reader.name
-                parts.append(parse_messages(batch, self.log, name, opened.schema, max_future_skew_us))
-                messages += len(batch)
+        with contextlib.closing(opened.reader) as reader:
+            for at in sorted({self.first, max(self.first + half, self.last - half)}):
+                if at < self.last:
+                    batch = reader.read(self.partition, at, max_messages=min(half, self.last - at))
+                    parsed = parse_messages(batch, self.log, reader.name, opened.schema, max_future_skew_us)
+                    parts.append(parsed)
+                    messages += len(batch)
         rows = pa.concat_batches([part.rows for part in parts])
         dead = pa.concat_batches([part.dead for part in parts])
         return Parsed(rows, dead), min(1.0, messages / (self.last - self.first))
@@ -118,15 +120,15 @@ def log_ranges(
         range_messages: offsets in a range at most. Costs memory where it is read.
         spans: partition -> first offset and end.
     """
-    reader: LogReader = source.open().reader
-    incarnation = reader.incarnation()
     ranges = []
-    for partition, (first, end) in spans.items():
-        bytes_each = _bytes_each(reader, partition, first, end)
-        for at in range(first, end, range_messages):
-            last = min(at + range_messages, end)
-            size = int(bytes_each * (last - at))
-            ranges.append(LogRangeInput(source, log, incarnation, partition, at, last, size))
+    with contextlib.closing(source.open().reader) as reader:
+        incarnation = reader.incarnation()
+        for partition, (first, end) in spans.items():
+            bytes_each = _bytes_each(reader, partition, first, end)
+            for at in range(first, end, range_messages):
+                last = min(at + range_messages, end)
+                size = int(bytes_each * (last - at))
+                ranges.append(LogRangeInput(source, log, incarnation, partition, at, last, size))
     return ranges
 
 

@@ -50,7 +50,6 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 _BLOCKS = b"cuckooflow.blocks"
-_COMPRESSION = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass
@@ -102,7 +101,7 @@ class PieceWriter:
         """Add the rows for one receiver; none for no rows."""
         if not rows.num_rows:
             return
-        blob = _encode(rows.replace_schema_metadata(None))
+        blob = encode_batch(rows.replace_schema_metadata(None), compressed=True)
         self._file.write(blob)
         entry = (kind, source, place, shard, self._at, len(blob), rows.num_rows, rows.nbytes)
         self._entries.append(entry)
@@ -127,13 +126,6 @@ class PieceWriter:
         schema = INDEX_SCHEMA.with_metadata({_BLOCKS: blocks.encode()})
         arrays = [pa.array(values, f.type) for values, f in zip(columns, schema, strict=True)]
         return encode_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-
-
-def _encode(rows: pa.RecordBatch) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema, options=_COMPRESSION) as writer:
-        writer.write_batch(rows)
-    return sink.getvalue().to_pybytes()
 
 
 @dataclass

@@ -61,10 +61,8 @@ def archive_examples(
         LogNotFound: there is no examples log.
         BackfillBusy: another process writes into the folder, or an unfinished backfill does.
     """
-    with (
-        FolderLock(out),
-        contextlib.closing(job.address(job.logs.examples).open_reader()) as reader,
-    ):
+    with FolderLock(out):
+        reader = job.address(job.logs.examples).open_reader()
         closed_us = END_TIME_US if open_days else closed_until_us(job)
         low_us = 0 if first is None else day_start_us(first)
         high_us = closed_us - closed_us % DAY_US
@@ -80,6 +78,7 @@ def archive_examples(
         try:
             _Archive(job, reader, out, written, run, low_us, high_us, tell).run()
         finally:
+            reader.close()
             remove(written)
 
 
@@ -90,15 +89,15 @@ def closed_until_us(job: JobSpec) -> int:
     except LogNotFound:
         return 0
     clocks: dict[int, int] = {}
-    with contextlib.closing(balances):
-        for partition in balances.partitions():
-            end = balances.end_offset(partition)
-            begin = max(balances.start_offset(partition), end - _BALANCES_BACK * job.join.num_shards)
-            for batch in balances.read_range(partition, begin, end):
-                for value in batch.values:
-                    record = json.loads(value.as_py())
-                    if record["stage"] == JOIN and record["clock_us"] is not None:
-                        clocks[record["shard"]] = record["clock_us"]
+    for partition in balances.partitions():
+        end = balances.end_offset(partition)
+        begin = max(balances.start_offset(partition), end - _BALANCES_BACK * job.join.num_shards)
+        for batch in balances.read_range(partition, begin, end):
+            for value in batch.values:
+                record = json.loads(value.as_py())
+                if record["stage"] == JOIN and record["clock_us"] is not None:
+                    clocks[record["shard"]] = record["clock_us"]
+    balances.close()
     if len(clocks) < job.join.num_shards:
         return 0
     window_us = max(label.window for label in job.labels.values())

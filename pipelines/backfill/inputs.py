@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -62,9 +63,9 @@ class JobInputs:
             if isinstance(source, FileInput):
                 found[LOG_NAMES[log]] = {"files": source.listing()}
                 continue
-            reader = source.open().reader
-            spans = [[p, reader.start_offset(p), reader.end_offset(p)] for p in reader.partitions()]
-            found[LOG_NAMES[log]] = {"incarnation": reader.incarnation(), "spans": spans}
+            with contextlib.closing(source.open().reader) as reader:
+                spans = [[p, reader.start_offset(p), reader.end_offset(p)] for p in reader.partitions()]
+                found[LOG_NAMES[log]] = {"incarnation": reader.incarnation(), "spans": spans}
         return found
 
     def partitions(self, listing: Mapping[str, Any]) -> dict[tuple[int, int], str]:
@@ -88,7 +89,8 @@ class JobInputs:
             if isinstance(source, FileInput):
                 ranges += source.ranges(log, [(path, size) for path, size in listed["files"]])
                 continue
-            incarnation = source.open().reader.incarnation()
+            with contextlib.closing(source.open().reader) as reader:
+                incarnation = reader.incarnation()
             if incarnation != listed["incarnation"]:
                 raise LogError(
                     f"expected the {LOG_NAMES[log]} log of incarnation {listed['incarnation']}, found "

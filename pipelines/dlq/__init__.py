@@ -1,0 +1,1 @@
+"""Dead letters by hand: looking at them, and putting them back at the source."""
