@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_JOB = Path("/tmp/cuckooflow-first")  # as the README names it
@@ -62,6 +63,12 @@ def test_every_command_of_the_readme(clone: Path, environment: dict[str, str]) -
                 assert ":predict" not in text or '"predictions"' in done
             elif kind == "python":
                 assert re.search(r"0\.\d", run([".venv/bin/python", "-c", text], clone, environment))
+            elif kind == "yaml":  # a part of a job: valid within the README's own
+                job = yaml.safe_load((FIRST_JOB / "job.yaml").read_text())
+                part = yaml.safe_load(text)
+                changed = {**job, **{name: {**job[name], **values} for name, values in part.items()}}
+                (clone / "part.yaml").write_text(yaml.safe_dump(changed))
+                assert "valid" in run([".venv/bin/cuckooflow", "validate", "part.yaml"], clone, environment)
             else:
                 pytest.fail(f"a block of a kind that nothing runs: {kind!r}")
         for process in running:
