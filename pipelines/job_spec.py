@@ -20,6 +20,7 @@ from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms.columns import Column
 from cuckooflow.transforms.join_options import LabelValue
+from cuckooflow.transforms.message_format import Kind
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 
@@ -79,8 +80,8 @@ class LogsSpec(Section):
     """The logs of a job; those with a default are made by the job itself.
 
     Attributes:
-        impressions: what was shown, with features (JSON messages).
-        actions: what people did (JSON messages).
+        impressions: what was shown, with features; ``messages`` says in which format.
+        actions: what people did.
         examples: joined training rows; the trainer reads it, and it is the store's write-ahead log.
         late: actions that came after their impression's window had closed, as flagged examples.
         unmatched: actions that found no impression, with the reason.
@@ -99,8 +100,43 @@ class LogsSpec(Section):
     train_dead_letters: LogSpec = LocalLogSpec(path=Path("logs/train_dead_letters"))
 
 
+class MessageSpec(Section):
+    """How a log's messages are read, see :class:`~cuckooflow.transforms.message_format.MessageFormat`.
+
+    Attributes:
+        format: ``json`` (default; Arrow messages may be among them), ``tf_example``, ``arrow`` or ``avro``.
+        schema_file: of ``avro``, and only there: the writer's schema, relative to the job's ``dir``.
+        confluent_header: of ``avro``: messages begin with a zero byte and a schema id, default false.
+        schema_id: of ``avro``: the only schema id that such a header may have, default any.
+        explode: path of the list whose items become rows; columns of the item have paths through ``[]``.
+    """
+
+    format: Kind = "json"
+    schema_file: Path | None = None
+    confluent_header: bool = False
+    schema_id: int | None = Field(default=None, ge=0, lt=1 << 32)
+    explode: str | None = None
+
+
+class ActionMessageSpec(MessageSpec):
+    """The same for the actions log.
+
+    Attributes:
+        only: action types that are wanted; rows of others are counted and left out. Default all.
+    """
+
+    only: list[str] | None = Field(default=None, min_length=1, max_length=1024)
+
+
+class MessagesSpec(Section):
+    """The messages of the two input logs."""
+
+    impressions: MessageSpec = MessageSpec()
+    actions: ActionMessageSpec = ActionMessageSpec()
+
+
 class ColumnsSpec(Section):
-    """The columns of the two input logs: name -> type, and for times unit and zone."""
+    """The columns of the two input logs: name -> type, path in the message, and for times unit and zone."""
 
     impressions: dict[Name, Column] = Field(min_length=1)
     actions: dict[Name, Column] = Field(min_length=1)
@@ -305,6 +341,7 @@ class JobSpec(Section):
     dir: Path = Path()
     logs: LogsSpec
     columns: ColumnsSpec
+    messages: MessagesSpec = MessagesSpec()
     join: JoinSpec
     labels: dict[Name, LabelSpec] = Field(min_length=1, max_length=32)
     negative_sampling: NegativeSamplingSpec = NegativeSamplingSpec()

@@ -11,6 +11,7 @@ from cuckooflow.embedding_store.resharding import shard_folder
 from cuckooflow.models import registry
 from cuckooflow.models.base import Model
 from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.messages import message_format
 from cuckooflow.transforms.columns import Column, EventSchema
 from cuckooflow.transforms.in_band import ROW_COLUMNS
 from cuckooflow.transforms.join_options import JoinOptions, Label
@@ -67,7 +68,10 @@ def training_options(job: JobSpec) -> TrainingOptions:
 def impression_schema(job: JobSpec) -> EventSchema:
     """Columns and roles of the impressions log."""
     return EventSchema(
-        columns=job.columns.impressions, time=job.join.impression_time, key=tuple(job.join.key)
+        columns=job.columns.impressions,
+        time=job.join.impression_time,
+        key=tuple(job.join.key),
+        message=message_format(job.messages.impressions, job.dir),
     )
 
 
@@ -80,6 +84,7 @@ def action_schema(job: JobSpec) -> EventSchema:
         key=tuple(join.key),
         action_type=join.action_type,
         action_id=join.action_id,
+        message=message_format(job.messages.actions, job.dir),
     )
 
 

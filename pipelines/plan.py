@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
 from cuckooflow.models.duration import format_duration
-from cuckooflow.pipelines.job_spec import JobSpec, KafkaLogSpec, LogSpec
+from cuckooflow.pipelines.job_spec import ActionMessageSpec, JobSpec, KafkaLogSpec, LogSpec
+from cuckooflow.pipelines.options import column_type
+from cuckooflow.transforms.columns import Column
 
 
 def print_plan(job: JobSpec, store: StoreConfig, console: Console) -> None:
     """Print the plan of both pipelines and of the store they share."""
     console.print(f"[bold]{job.name}[/bold]  (folder {job.dir})")
     _table(console, "join: stages", ("stage", "reads", "writes", "keyed by"), _join_stages(job))
+    _table(console, "join: messages", ("log", "format", "a row is", "wanted"), _messages(job))
+    _table(console, "join: columns", ("log", "column", "type", "from"), _columns(job))
     _table(console, "train: stages", ("stage", "reads", "writes", "keyed by"), _train_stages(job))
     _table(console, "labels", ("label", "action", "value", "window"), _labels(job))
     _table(console, "features", ("feature", "from", "kind"), _features(job))
@@ -61,6 +65,27 @@ def _join_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
 def _place(log: LogSpec) -> str:
     """A topic's address, without its client's properties, or a folder as the spec names it."""
     return str(log.kafka) if isinstance(log, KafkaLogSpec) else str(log.path)
+
+
+def _messages(job: JobSpec) -> Iterable[tuple[str, ...]]:
+    for log, spec in (("impressions", job.messages.impressions), ("actions", job.messages.actions)):
+        format_ = spec.format if spec.schema_file is None else f"{spec.format} by {spec.schema_file}"
+        if spec.confluent_header:
+            format_ += " behind a schema id" + ("" if spec.schema_id is None else f" of {spec.schema_id}")
+        exploded = any((column.path or "").find("[]") >= 0 for column in getattr(job.columns, log).values())
+        row = "a row of a message" if spec.format == "arrow" else "a message"
+        if exploded:
+            row = f"an item of {spec.explode}" if spec.explode else "an item of a message"
+        wanted = spec.only if isinstance(spec, ActionMessageSpec) else None
+        yield log, format_, row, "all" if wanted is None else f"{', '.join(wanted)}; others are counted"
+
+
+def _columns(job: JobSpec) -> Iterable[tuple[str, ...]]:
+    for log in ("impressions", "actions"):
+        columns: Mapping[str, Column] = getattr(job.columns, log)
+        for name, column in columns.items():
+            kind = column_type(column) + ("" if column.required else ", optional")
+            yield log, name, kind, column.path or name
 
 
 def _train_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:

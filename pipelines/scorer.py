@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.job_spec import JobSpec, MessageSpec
 from cuckooflow.pipelines.options import column_type
 from cuckooflow.pipelines.supervisor import address_files
 from cuckooflow.serving.impressions import ImpressionOptions
@@ -14,10 +14,14 @@ def serve_job(job: JobSpec) -> None:
     """Serve the job's snapshots until SIGTERM; it can log what it served to the impressions log.
 
     Impressions are logged where the join's key is a request and an item: the first key column takes the
-    request id. They go to the log's last partition, which is then the scorer's own.
+    request id. They go to the log's last partition, which is then the scorer's own. It writes flat JSON, so where
+    the log's messages are others, requests to log are refused.
     """
     time_column = job.columns.impressions[job.join.impression_time]
     log = job.address(job.logs.impressions)
+    flat = job.messages.impressions == MessageSpec() and not any(
+        column.path for column in job.columns.impressions.values()
+    )
     serve(
         ServeOptions(
             name=job.name,
@@ -26,7 +30,7 @@ def serve_job(job: JobSpec) -> None:
             rows=job.serving.rows,
             address_file=address_files(job)[1],
             impressions=ImpressionOptions(
-                log=log,
+                log=log if flat else None,
                 partition=log.partitions - 1,
                 request_column=job.join.key[0],
                 time_column=job.join.impression_time,

@@ -25,6 +25,7 @@ from cuckooflow.pipelines.job_spec import (
     LabelSpec,
     NegativeSamplingSpec,
 )
+from cuckooflow.pipelines.messages import message_faults
 from cuckooflow.transforms.columns import Column
 
 Location = tuple[str | int, ...]
@@ -92,7 +93,7 @@ def parse_spec(text: str, path: Path) -> JobSpec:
         spec = None
     else:
         sections, faults = _validate_sections(raw)
-        faults += _cross_faults(sections)
+        faults += _cross_faults(sections, path.parent / sections.get("dir", Path()))
         spec = None if faults else JobSpec.model_construct(**sections)
     if spec is None:
         noun = "fault" if len(faults) == 1 else "faults"
@@ -200,9 +201,13 @@ def _lines(node: yaml.Node | None, at: Location) -> Iterator[tuple[Location, int
 # --- checks across sections -----------------------------------------------------------------
 
 
-def _cross_faults(sections: Mapping[str, Any]) -> list[Fault]:
+def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
     faults: list[Fault] = []
     columns: ColumnsSpec | None = sections.get("columns")
+    if columns is not None and "messages" in sections:
+        for log in ("impressions", "actions"):
+            spec = getattr(sections["messages"], log)
+            faults += [Fault(*fault) for fault in message_faults(log, spec, getattr(columns, log), folder)]
     labels: dict[str, LabelSpec] | None = sections.get("labels")
     if columns is not None and "join" in sections:
         faults += _join_faults(sections["join"], columns)

@@ -205,12 +205,17 @@ def _alone(node: Node, path: Path) -> Node:
     return branches[0]
 
 
-def column_fault(text: str, path: Path, type_: pa.DataType) -> str | None:
-    """Why a column of this type cannot be read at a path of the schema; None where it can.
+#: What a number of this logical type counts, as a time column's unit.
+_LOGICAL_UNITS = {"timestamp-millis": "ms", "timestamp-micros": "us", "timestamp-nanos": "ns"}
+
+
+def column_fault(text: str, path: Path, type_: pa.DataType, unit: str | None) -> str | None:
+    """Why a column cannot be read at a path of the schema; None where it can.
 
     Args:
         text: of the schema, which can be read.
         type_: what the column's values are read as.
+        unit: of a time.
     """
     try:
         node = type_at(read_avro_schema(text).root, path)
@@ -227,6 +232,9 @@ def column_fault(text: str, path: Path, type_: pa.DataType) -> str | None:
         "int64": ("int", "long"),
         "uint64": ("int", "long"),
     }.get(str(type_), ("int", "long", "float", "double"))
+    here = f"{format_path(path)} is {inner.logical or inner.kind} in the Avro schema"
     if inner.kind not in fitting:
-        return f"{format_path(path)} is {inner.kind} in the Avro schema; a column of {type_} takes {', '.join(fitting)}"
+        return f"{here}; a column of {type_} takes {', '.join(fitting)}"
+    if unit is not None and inner.logical is not None and _LOGICAL_UNITS.get(inner.logical) != unit:
+        return f"{here}; a time in {unit} takes another, or a plain long"
     return None

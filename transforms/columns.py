@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Literal
@@ -11,7 +10,8 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cuckooflow.transforms.column_path import EACH, Path, Place, format_path, parse_path, place_of
+from cuckooflow.transforms.column_path import Place
+from cuckooflow.transforms.column_places import column_place, place_faults, whole_path
 from cuckooflow.transforms.documents import document_schema
 from cuckooflow.transforms.in_band import ROW_COLUMNS
 from cuckooflow.transforms.message_format import MessageFormat
@@ -136,82 +136,22 @@ class EventSchema(BaseModel):
             faults += self._fault("action_id", self.action_id, ("string", "int64", "uint64"))
         if self.message.only is not None and self.action_type is None:
             faults.append("only some action types are wanted, but no column is the action_type")
-        faults += self._path_faults()
+        for at, fault in place_faults(self.columns, self.message):
+            faults.append(fault if at is None else f"column {at!r}: {fault}")
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
-    def _path_faults(self) -> list[str]:
-        faults, exploded = [], False
-        for name, column in self.columns.items():
-            try:
-                place = self._place(name, column)
-            except ValueError as error:
-                faults.append(f"column {name!r}: {error}")
-                continue
-            if place.inner is None:
-                continue
-            exploded = True
-            path = self.message.list_path
-            if self.message.kind != "tf_example" and place.outer != path:
-                listed = "no list" if path is None else format_path(path)
-                faults.append(
-                    f"column {name!r} goes through {format_path(place.outer)}[], but {listed} is exploded"
-                )
-        if self.message.explode is not None and not exploded:
-            faults.append(f"{self.message.explode} is exploded, but no column has a path through it")
-        if self.message.kind == "tf_example":
-            faults += self._feature_faults()
-        if self.message.kind == "avro":
-            faults += self._avro_faults()
-        if faults or self.message.kind not in ("json", "avro"):
-            return faults
-        try:
-            _ = self.document_schema
-        except ValueError as error:
-            faults.append(str(error))
-        return faults
-
-    def _feature_faults(self) -> list[str]:
-        kinds: dict[str, str] = {}
-        faults = []
-        for name, column in self.columns.items():
-            feature, kind = str(self._place(name, column).outer[0]), column.feature_kind
-            if kinds.setdefault(feature, kind) != kind:
-                faults.append(
-                    f"column {name!r}: the feature {feature!r} cannot be {kinds[feature]} and {kind}"
-                )
-            if column.type.startswith("list") and self._place(name, column) != Place((feature,)):
-                faults.append(f"column {name!r}: one value of a feature is no list")
-        return faults
-
-    def _avro_faults(self) -> list[str]:
-        from cuckooflow.transforms.avro_schema import column_fault  # only jobs with Avro pay for it
-
-        paths = {name: self._path(name) for name in self.columns}
-        text = str(self.message.avro_schema)
-        found = {name: column_fault(text, path, self.columns[name].json_type) for name, path in paths.items()}
-        return [f"column {name!r}: {fault}" for name, fault in found.items() if fault is not None]
-
-    def _path(self, name: str) -> Path:
-        """A column's place as one path."""
-        place = self._place(name, self.columns[name])
-        return place.outer if place.inner is None else (*place.outer, EACH, *place.inner)
-
-    def _place(self, name: str, column: Column) -> Place:
-        if self.message.kind == "tf_example":
-            return _feature_place(column.path or name)
-        return Place((name,)) if column.path is None else place_of(parse_path(column.path))
-
     @cached_property
     def places(self) -> Mapping[str, Place]:
         """Where each column lies in a message."""
-        return {name: self._place(name, column) for name, column in self.columns.items()}
+        return {n: column_place(n, column, self.message) for n, column in self.columns.items()}
 
     @cached_property
     def document_schema(self) -> pa.Schema:
         """A message as a whole, as far as columns are declared."""
-        return document_schema((self._path(name), column.json_type) for name, column in self.columns.items())
+        leaves = ((whole_path(self.places[name]), column.json_type) for name, column in self.columns.items())
+        return document_schema(leaves)
 
     @cached_property
     def columns_in_turn(self) -> tuple[str, ...]:
@@ -244,20 +184,3 @@ class EventSchema(BaseModel):
         """Parsed rows: the declared columns but the event time, then ``ROW_COLUMNS``."""
         declared = [pa.field(n, c.arrow_type) for n, c in self.columns.items() if n != self.time]
         return pa.schema([*declared, *ROW_COLUMNS])
-
-
-_FEATURE_SUFFIX = re.compile(r"(?P<name>.+?)(?:\[(?P<at>\d*)\])?")
-
-
-def _feature_place(path: str) -> Place:
-    """A tf.Example's feature: ``name``, ``name[2]`` or ``name[]``; any other character is the name's own.
-
-    >>> _feature_place("item.id/raw[]")
-    Place(outer=('item.id/raw',), inner=())
-    """
-    match = _FEATURE_SUFFIX.fullmatch(path)
-    assert match is not None, "a path is not empty"
-    name, at = match["name"], match["at"]
-    if at is None:
-        return Place((name,))
-    return Place((name,), ()) if not at else Place((name, int(at)))
