@@ -165,9 +165,10 @@ class SlotTable:
         dead = first - self._base
         if dead < COMPACT_ROWS or 2 * dead < self._end - self._base:
             return
+        dead = min(dead, len(self._alive) - 1)  # a look at a slot that was cut off finds some row to look at
         self._alive = self._alive[dead:].copy()
         self._columns = {name: a[dead:].copy() for name, a in self._columns.items()}
-        self._base = first
+        self._base += dead
 
     def live_slots(self) -> Slots:
         """Slots not released, ascending."""

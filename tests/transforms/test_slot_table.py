@@ -62,3 +62,16 @@ def test_memory_of_released_rows_goes():
     table.release(np.arange(19_000))
     table.release(np.arange(19_000, 20_000))
     assert table._batches == []
+
+
+def test_a_table_that_was_full_to_its_last_row_and_is_empty_answers_and_goes_on():
+    table = SlotTable(SCHEMA, {"n": np.int64})
+    rows = 2 * slot_table.COMPACT_ROWS
+    slots = table.append(batch(0, rows), {"n": np.arange(rows)})
+    table.release(slots)
+    assert not table.alive(slots).any()
+    assert table.live_slots().tolist() == []
+    more = table.append(batch(rows, 3), {"n": np.arange(3)})
+    assert table.alive(more).all()
+    assert not table.alive(slots).any()
+    assert table.get("n", more).tolist() == [0, 1, 2]
