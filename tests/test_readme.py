@@ -14,6 +14,9 @@ from typing import IO, NamedTuple
 import pytest
 import yaml
 
+from cuckooflow.pipelines.job_spec import MessagesSpec
+from cuckooflow.transforms.columns import Column
+
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_JOB = Path("/tmp/cuckooflow-first")  # as the README names it
 #: The tests of the clone are those that run around this one; its ``make test`` runs a few.
@@ -21,7 +24,7 @@ INNER_TESTS = "tests/logs"
 
 
 class Block(NamedTuple):
-    """A fenced block: ``sh``, ``sh up`` (a command that goes on) or ``python``."""
+    """A fenced block: ``sh``, ``sh up`` (a command that goes on), ``python``, ``yaml`` or ``yaml part``."""
 
     kind: str
     text: str
@@ -69,6 +72,11 @@ def test_every_command_of_the_readme(clone: Path, environment: dict[str, str]) -
                 changed = {**job, **{name: {**job[name], **values} for name, values in part.items()}}
                 (clone / "part.yaml").write_text(yaml.safe_dump(changed))
                 assert "valid" in run([".venv/bin/cuckooflow", "validate", "part.yaml"], clone, environment)
+            elif kind == "yaml part":  # of a job that is not shown whole
+                part = yaml.safe_load(text)
+                MessagesSpec.model_validate(part["messages"])
+                for column in part["columns"]["impressions"].values():
+                    Column.model_validate(column)
             else:
                 pytest.fail(f"a block of a kind that nothing runs: {kind!r}")
         for process in running:
