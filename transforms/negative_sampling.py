@@ -160,8 +160,9 @@ class _SampleFn(beam.DoFn):
         state["kept"] += sampled.num_rows
         state["sampled_out"] += batch.num_rows - sampled.num_rows
         state["polled_us"] = max(state["polled_us"], read_header(batch).polled_us)
-        state["unreported"] = 1
-        report = state["polled_us"] - state["balance_us"] >= self._interval_us
+        state["unreported"] |= int(batch.num_rows > 0)
+        due = state["polled_us"] - state["balance_us"] >= self._interval_us
+        report = due and state["unreported"]
         self._arm(state, recheck, end)
         if sampled.num_rows:
             yield shard, sampled

@@ -111,7 +111,8 @@ class OnlineJoin(beam.PTransform):
 
     Outputs, as attributes of the result, columns as
     :class:`~cuckooflow.transforms.join_outputs.ExamplesSchema` says:
-        ``examples``: ``(shard, RecordBatch)``, in event-time order within a shard (``complete``).
+        ``examples``: ``(shard, RecordBatch)``, in event-time order within a shard (``complete``); one without rows
+            comes with a later balance that no examples came with, so that what follows learns the poller's clock.
         ``late``: ``(shard, RecordBatch)``.
         ``unmatched``: ``(shard, RecordBatch)``.
         ``dead``: RecordBatches of dead letters.
@@ -188,6 +189,7 @@ class _JoinFn(beam.DoFn):
         self._now_us = now_us
         self._version = version
         self._hand_over = hand_over
+        self._no_examples = pa.RecordBatch.from_pylist([], schema=schema.examples)
         self._rows = {
             name: Metrics.counter("cuckooflow", f"join_{name}_rows")
             for name in (EXAMPLES, LATE, UNMATCHED, DEAD)
@@ -282,3 +284,8 @@ class _JoinFn(beam.DoFn):
                     yield TaggedOutput(name, (shard, attach(batch, header)))
         for record in out.balances:
             yield TaggedOutput(BALANCES, record)
+            if record["counts"]["examples"] and not record["final"] and not out.rows.examples:
+                yield (
+                    shard,
+                    attach(self._no_examples, header),
+                )  # for the stages after this one to report theirs

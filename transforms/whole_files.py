@@ -43,8 +43,13 @@ def read_whole(path: str) -> bytes | None:
     """A file's content; None where there is none."""
     if not FileSystems.exists(path):
         return None
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        content: bytes = file.read()
+    try:
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            content: bytes = file.read()
+    except (OSError, BeamIOError):
+        if FileSystems.exists(path):
+            raise
+        return None  # taken away between the two
     return content
 
 

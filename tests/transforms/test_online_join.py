@@ -255,6 +255,18 @@ def many(n: int) -> list[dict[int, pa.RecordBatch]]:
     return [*polls, feed.end(40)]
 
 
+def test_sampling_reports_all_while_the_input_pauses_without_a_timer():
+    feed = new_feed()
+    polls = [feed.poll([impression(100, i) for i in range(40)], 10), feed.advance(200, 20)]
+    polls += [feed.poll([], polled_us) for polled_us in (1_500_000, 3_000_000)]
+    found = run(elements(*polls), sampling=NegativeSampling(0.5, seed=7))
+    newest = {r["shard"]: r for r in found["sampling"] if not r["final"]}
+    assert sum(record["counts"]["examples"] for record in newest.values()) == 40
+    assert {record["polled_us"] for record in newest.values()} == {
+        1_500_000
+    }  # and nothing new is not told again
+
+
 def test_sampling_keeps_positives_and_a_share_of_negatives_by_key():
     n, rate = 400, 0.25
     found = run(elements(*many(n)), sampling=NegativeSampling(rate, seed=7))
