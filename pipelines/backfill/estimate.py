@@ -15,8 +15,8 @@ from cuckooflow.transforms.parse import Parsed
 
 #: Ranges of each input that a sample reads the beginning of.
 SAMPLE_RANGES = 8
-#: Memory of an impression whose key is settled, while it is, roughly.
-_KEY_BYTES = 160
+#: Impressions whose keys one task settles; about 100 bytes each while it does.
+_KEYS_A_BUCKET = 4_000_000
 #: A slice may be so many minutes long; the longest that fits in memory is taken.
 _SLICE_MINUTES = (1440, 720, 480, 360, 240, 180, 120, 90, 60, 45, 30, 20, 15, 10, 5, 2, 1)
 
@@ -91,4 +91,4 @@ def choose_layout(samples: Sequence[InputSample], job: JobSpec, slice_bytes: int
             break
     impressions = sum(s.rows for s in samples if s.log == IMPRESSIONS)
     assert DAY_US % slice_us == 0
-    return slice_us, max(1, -(-impressions * _KEY_BYTES // slice_bytes))
+    return slice_us, max(1, -(-impressions // _KEYS_A_BUCKET))

@@ -38,7 +38,7 @@ class Costs:
         keys_s: of an impression whose key is settled.
         join_s: of a row joined, its outputs written.
         row_disk, key_disk: bytes of a row and of a key laid out.
-        out_disk: bytes of one example; late and unmatched actions of a sample say nothing of those of all.
+        out_disk: bytes of the results of one impression.
     """
 
     scan_s: float
@@ -60,7 +60,7 @@ class Estimate:
         slice_us: of a slice.
         slice_bytes: rows of a slice and shard in memory, of an average one.
         seconds: of one core.
-        work_disk, out_disk: bytes, while it runs and of its examples.
+        work_disk, out_disk: bytes, while it runs and of its results.
     """
 
     read: dict[int, int]
@@ -172,7 +172,7 @@ def _measure(
         verdicts = Catalogue.load([settle.path])
         refused = verdicts.where(verdicts.pieces["rows"] > 0)
         join_s = _timed([SliceTask(f"{folder}/day", "plan", 0, 0, both.with_more(refused))], options)
-        out = sum(path.stat().st_size for path in (Path(folder) / "day").glob("examples-*.parquet"))
+        out = sum(path.stat().st_size for path in (Path(folder) / "day").glob("*.parquet"))
         length = scanned.pieces["length"]
         key_disk = float(length[kind == KEYS].sum())
         return Costs(
@@ -208,7 +208,7 @@ def print_estimate(found: Estimate, request: BackfillRequest, console: Console) 
     table.add_row("rows of a slice in memory", _size(found.slice_bytes))
     table.add_row("time of one core", _time(found.seconds))
     table.add_row("disk while it runs", _size(found.work_disk))
-    table.add_row("disk of the examples", _size(found.out_disk))
+    table.add_row("disk of the results", _size(found.out_disk))
     console.print(table)
     assert DAY_US % found.slice_us == 0
 
