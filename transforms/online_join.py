@@ -284,8 +284,6 @@ class _JoinFn(beam.DoFn):
                     yield TaggedOutput(name, (shard, attach(batch, header)))
         for record in out.balances:
             yield TaggedOutput(BALANCES, record)
+            # For the stages after this one to report theirs.
             if record["counts"]["examples"] and not record["final"] and not out.rows.examples:
-                yield (
-                    shard,
-                    attach(self._no_examples, header),
-                )  # for the stages after this one to report theirs
+                yield shard, attach(self._no_examples, header)

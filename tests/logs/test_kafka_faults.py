@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -28,18 +28,19 @@ def cluster(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
     cluster.down()
 
 
-def kill(cluster: LocalCluster) -> None:
-    os.kill(cluster.pid("kafka"), signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while cluster.status()[0].state != "dead":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.fixture
+def kill(cluster: LocalCluster, wait_for) -> Callable[[], None]:
+    def kill_and_wait() -> None:
+        os.kill(cluster.pid("kafka"), signal.SIGKILL)
+        wait_for(lambda: cluster.status()[0].state == "dead", "the end of a killed broker", 30)
+
+    return kill_and_wait
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.usefixtures("refused_connections")
-def test_a_killed_broker_costs_time_and_no_message(cluster: LocalCluster, library: str) -> None:
+def test_a_killed_broker_costs_time_and_no_message(cluster: LocalCluster, kill, library: str) -> None:
     address = KafkaAddress(
         bootstrap=cluster.addresses().kafka or "",
         topic=f"killed-{library}",
@@ -73,7 +74,7 @@ def test_a_killed_broker_costs_time_and_no_message(cluster: LocalCluster, librar
             except LogUnavailable:
                 unavailable += 1
             if killed_at is None and len(found) > 60:
-                kill(cluster)
+                kill()
                 killed_at = len(found)
             elif killed_at is not None and back_at is None and unavailable:
                 cluster.start("kafka")
@@ -104,7 +105,9 @@ def test_a_killed_broker_costs_time_and_no_message(cluster: LocalCluster, librar
 @pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.usefixtures("refused_connections")
-def test_a_broker_that_stays_away_is_named_within_the_bounds(cluster: LocalCluster, library: str) -> None:
+def test_a_broker_that_stays_away_is_named_within_the_bounds(
+    cluster: LocalCluster, kill, library: str
+) -> None:
     address = KafkaAddress(
         bootstrap=cluster.addresses().kafka or "",
         topic=f"away-{library}",
@@ -115,7 +118,7 @@ def test_a_broker_that_stays_away_is_named_within_the_bounds(cluster: LocalClust
     reader, writer = address.create_missing(), address.open_writer()
     writer.append(0, [b"before"], NOW_US)
     assert len(reader.read(0, 0)) == 1
-    kill(cluster)
+    kill()
     begin = time.monotonic()
     with pytest.raises(LogUnavailable, match="within 1 s"):
         reader.read(0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ from cuckooflow.logs.client_properties import resolved
 
 pytestmark = pytest.mark.cluster
 NOW_US = 1_767_225_600_123_000
-
-
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -73,11 +66,12 @@ def transactions(address: KafkaAddress, outcomes: str) -> None:
             (producer.commit_transaction if outcome == "c" else producer.abort_transaction)(30)
 
 
-def test_only_committed_messages_are_seen_and_markers_are_holes(library: str, topic) -> None:
+def test_only_committed_messages_are_seen_and_markers_are_holes(library: str, topic, wait_for) -> None:
     address = topic(library)
     reader = address.create_missing()
     transactions(address, "acca")
-    wait_for(lambda: reader.end_offset(0) == 8, "the last transaction's marker")  # it is written afterwards
+    # The marker is written after the commit was answered.
+    wait_for(lambda: reader.end_offset(0) == 8, "the last transaction's marker", 60)
     assert reader.start_offset(0) == 0
     assert values(address) == [(2, b"c1"), (4, b"c2")]
     batch = reader.read(0, 5)  # only markers and an aborted message from here on
@@ -108,7 +102,7 @@ def test_what_an_open_transaction_holds_back_is_not_there_yet(library: str, topi
 
 
 @pytest.mark.slow
-def test_compaction_leaves_holes(library: str, topic) -> None:
+def test_compaction_leaves_holes(library: str, topic, wait_for) -> None:
     from kafka import KafkaProducer
 
     compacted = {
@@ -130,7 +124,7 @@ def test_compaction_leaves_holes(library: str, topic) -> None:
     producer.send(address.topic, b"last", key=b"other", partition=0)
     producer.close()
 
-    wait_for(lambda: len(values(address)) <= 6, "compaction of all but the newest of each key", 90)
+    wait_for(lambda: len(values(address)) <= 6, "compaction of all but the newest of each key")
     assert values(address) == [(20, b"20"), (36, b"36"), (37, b"37"), (38, None), (39, b"39"), (40, b"last")]
     assert reader.read(0, 3).offsets[0] == 20
     assert reader.read(0, 21, max_messages=2).offsets.tolist() == [36, 37]
@@ -157,7 +151,9 @@ def test_offsets_that_retention_deleted_are_refused(library: str, topic) -> None
     assert fresh.read(0, 60).values[0].as_py() == b"60"
 
 
-def test_a_recreated_topic_is_another_log(library: str, topic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recreated_topic_is_another_log(
+    library: str, topic, wait_for, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = topic(library)
     reader = address.create_missing()
     writer = address.open_writer()
@@ -166,7 +162,7 @@ def test_a_recreated_topic_is_another_log(library: str, topic, monkeypatch: pyte
     old = reader.incarnation()
     with admin(address) as client:
         client.delete_topics([address.topic])
-    wait_for(lambda: _recreated(address, old), "the topic anew")
+    wait_for(lambda: _recreated(address, old), "the topic anew", 60)
     writer = address.open_writer()
     writer.append(0, [b"new"] * 9, NOW_US)
     writer.close()
@@ -260,7 +256,9 @@ def test_a_look_at_several_partitions_changes_nothing_that_is_read(library: str,
     }
 
 
-def test_partitions_that_are_added_are_seen(library: str, topic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partitions_that_are_added_are_seen(
+    library: str, topic, wait_for, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick = {"metadata_max_age_ms": 100} if library == "kafka-python" else {}
     address = topic(library, 2, client=quick)
     reader = address.create_missing()
@@ -269,11 +267,11 @@ def test_partitions_that_are_added_are_seen(library: str, topic, monkeypatch: py
     assert list(reader.partitions()) == [0, 1]
     with admin(address) as client:
         client.create_partitions({address.topic: 5})
-    wait_for(lambda: list(reader.partitions()) == [0, 1, 2, 3, 4], "five partitions")
+    wait_for(lambda: list(reader.partitions()) == [0, 1, 2, 3, 4], "five partitions", 60)
     writer = address.open_writer()
     writer.append(4, [b"there"], NOW_US)
     writer.close()
-    wait_for(lambda: len(reader.read(4, 0)), "a message in the new partition")
+    wait_for(lambda: len(reader.read(4, 0)), "a message in the new partition", 60)
 
 
 def test_progress_is_reported_for_lag_tools_only(library: str, topic) -> None:

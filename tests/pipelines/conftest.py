@@ -182,16 +182,3 @@ def cli() -> Cli:
         )
 
     return run
-
-
-@pytest.fixture
-def wait_for() -> Callable[[Callable[[], object], str], None]:
-    """Waits until a condition holds; fails by name after a bound."""
-
-    def wait(condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-            time.sleep(0.05)
-
-    return wait
