@@ -29,6 +29,9 @@ from cuckooflow.runners.cluster.workers import Workers
 _PARTS: tuple[Part, ...] = (Kafka(), JobManager(), TaskManager(), JobServer(), Workers())
 ALL_PARTS: tuple[str, ...] = tuple(part.name for part in _PARTS)
 
+#: Of the commands, in the folder where they are given.
+DEFAULT_FOLDER = Path("cluster-run")
+
 _POLL_S = 0.1
 _LOG_TAIL_LINES = 15
 
