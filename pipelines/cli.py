@@ -69,14 +69,30 @@ def validate(spec_file: SpecFile) -> None:
 
 
 @app.command()
-def plan(spec_file: SpecFile) -> None:
+def plan(
+    spec_file: SpecFile,
+    runner: Annotated[
+        RunnerName | None, typer.Option(help="show what this runner would be given, too")
+    ] = None,
+    cluster: job_commands.Cluster = DEFAULT_FOLDER,
+) -> None:
     """Show stages, tables, dims and options of a job. Runs nothing."""
     from cuckooflow.pipelines.options import store_config
-    from cuckooflow.pipelines.plan import print_plan
+    from cuckooflow.pipelines.plan import print_plan, print_runner
     from cuckooflow.pipelines.spec_file import load_spec
 
     job = load_spec(spec_file)
-    print_plan(job, store_config(job), Console(soft_wrap=True, highlight=False))
+    console = Console(soft_wrap=True, highlight=False)
+    print_plan(job, store_config(job), console)
+    if runner is RunnerName.FLINK:
+        from cuckooflow.pipelines.flink_run import planned
+
+        for name in job_commands.PipelineName:
+            print_runner(planned(name.value, job, LocalCluster(cluster).addresses()), console)
+    elif runner is not None:
+        from cuckooflow.pipelines.run import PRESETS
+
+        print_runner(PRESETS[runner.value]([]), console)
 
 
 @app.command()

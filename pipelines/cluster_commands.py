@@ -44,7 +44,8 @@ def up(
         "worker_python": worker_python and worker_python.absolute(),
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    cluster = LocalCluster(folder, options=ClusterOptions(**chosen) if chosen else None)
+    options = ClusterOptions(**chosen) if chosen else None
+    cluster = LocalCluster(folder, options=options, on_event=_tell)
     cluster.up(_named(parts))
     _show(cluster.status())
 
@@ -76,8 +77,12 @@ def down(folder: Folder = DEFAULT_FOLDER) -> None:
 @app.command()
 def fetch(parts: Parts = _EVERY) -> None:
     """Download and build what the parts need, and start nothing."""
-    LocalCluster(DEFAULT_FOLDER).fetch(_named(parts))
+    LocalCluster(DEFAULT_FOLDER, on_event=_tell).fetch(_named(parts))
     print("everything is in the cache")
+
+
+def _tell(line: str) -> None:
+    print(f"cluster: {line}", flush=True)
 
 
 def _named(parts: str) -> list[str]:

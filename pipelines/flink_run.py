@@ -26,6 +26,7 @@ from cuckooflow.pipelines.run import on_signal, stages, submit
 from cuckooflow.runners.cluster import ClusterAddresses
 from cuckooflow.runners.flink import FlinkOptions, UserFlags, preset
 from cuckooflow.runners.flink_rest import FlinkJob, FlinkRest
+from cuckooflow.runners.preset import RunnerPreset
 from cuckooflow.transforms.hand_over import HandOver
 
 #: How long Flink may take to run a job that the job server took.
@@ -96,6 +97,15 @@ def run_on_flink(
             _stay(rest, started, stop, f"cuckooflow job resume {name} {spec_file}")
 
     submit(stages(name, job, stop_at_end=False, hand_over=hand_over), preset(options, beam_args), follow)
+
+
+def planned(name: str, job: JobSpec, addresses: ClusterAddresses) -> RunnerPreset:
+    """What a submission would give Flink; where nothing runs, with the words of what would have to."""
+    known = ClusterAddresses(
+        job_endpoint=addresses.job_endpoint or "(job server of the cluster)",
+        worker_pool=addresses.worker_pool or "(worker pool of the cluster)",
+    )
+    return preset(_options(name, job, known, UserFlags.parse([]), None))
 
 
 def _options(

@@ -18,7 +18,8 @@ from cuckooflow.runners.preset import RunnerPreset
 from cuckooflow.transforms.front_ends import FrontEnd, stop_sources
 from cuckooflow.transforms.hand_over import HandOver
 
-_PRESETS = {"direct": direct.preset, "prism": prism.preset}
+#: The runners that need no cluster, by name.
+PRESETS = {"direct": direct.preset, "prism": prism.preset}
 
 #: Adds the stages to a pipeline, with this front end before its sources.
 Build = Callable[[beam.Pipeline, FrontEnd], Any]
@@ -42,7 +43,7 @@ def run_pipeline(
     Raises:
         CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
     """
-    preset = _PRESETS[runner](beam_args)
+    preset = PRESETS[runner](beam_args)
     on_signal(stop_sources)
     submit(stages(name, job, stop_at_end, hand_over), preset, partial(_await_end, name))
 
@@ -56,7 +57,7 @@ def run_batch(build: Callable[[beam.Pipeline], Any], runner: str, beam_args: Seq
     Raises:
         CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
     """
-    submit(lambda pipeline, _: build(pipeline), _PRESETS[runner](beam_args), partial(_await_end, "batch"))
+    submit(lambda pipeline, _: build(pipeline), PRESETS[runner](beam_args), partial(_await_end, "batch"))
 
 
 def stages(name: str, job: JobSpec, stop_at_end: bool, hand_over: HandOver | None) -> Build:

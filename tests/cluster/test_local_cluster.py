@@ -125,7 +125,7 @@ def test_by_command(tmp_path: Path, flink: LocalCluster, cli: Cli) -> None:
     started = cli("cluster", "up", "--dir", folder, "--parts", "kafka")
     try:
         assert started.returncode == 0, started.stderr
-        assert "kafka" in started.stdout
+        assert "cluster: kafka pid=" in started.stdout
         seen = cli("cluster", "status", "--dir", folder, "--json")
         parts = {part["name"]: part for part in json.loads(seen.stdout)}
         assert seen.returncode == 0

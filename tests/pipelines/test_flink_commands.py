@@ -53,6 +53,24 @@ def test_a_job_without_a_jobmanager(cli: Cli, tmp_path: Path) -> None:
     assert "expected --flink-rest or a local cluster" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("runner", "front_end", "option"),
+    [
+        ("direct", "generator", "environment_type"),
+        ("flink", "stateful", "retain_externalized_checkpoints_on_cancellation"),
+    ],
+)
+def test_a_plan_shows_what_its_runner_is_given(
+    films: Any, cli: Cli, tmp_path: Path, runner: str, front_end: str, option: str
+) -> None:
+    done = cli("plan", films.spec, "--runner", runner, "--cluster", tmp_path / "no-cluster")
+    assert done.returncode == 0, done.stderr
+    _, _, shown = done.stdout.partition(f"runner {runner}")
+    assert front_end in shown
+    assert option in shown
+    assert f"runner {runner}" not in cli("plan", films.spec).stdout
+
+
 def test_nothing_to_resume(films: Any, cli: Cli, tmp_path: Path) -> None:
     done = cli("job", "resume", "join", films.spec, "--cluster", tmp_path / "no-cluster")
     assert done.returncode == 1
