@@ -53,43 +53,39 @@ def test_up_again_starts_nothing(flink: LocalCluster) -> None:
     assert states(flink) == dict.fromkeys(ALL_PARTS, "up")
 
 
-def test_parts_that_are_killed_are_seen_and_come_back_where_they_were(own: LocalCluster) -> None:
-    before = own.up(["jobmanager", "taskmanager", "jobserver"])
-    assert states(own)["kafka"] == states(own)["workers"] == "down"
+def test_killed_parts_are_seen_and_come_back_where_and_as_they_were(
+    tmp_path: Path, own: LocalCluster
+) -> None:
+    given = tmp_path / "official.jar"
+    shutil.copy(merged_jar(default_cache()), given)
+    asked = LocalCluster(own.folder, options=ClusterOptions(task_slots=2, job_server_jar=given))
+    parts = ("jobmanager", "taskmanager", "jobserver")
+    before = asked.up(parts)
+    assert states(own) == {**dict.fromkeys(ALL_PARTS, "down"), **dict.fromkeys(parts, "up")}
     assert before.kafka is None
+    assert before.flink_rest is not None
+    rest = FlinkRest(before.flink_rest)
+
+    def as_asked() -> bool:
+        command = Path(f"/proc/{own.pid('jobserver')}/cmdline").read_bytes()
+        return rest.get("/overview")["slots-total"] == 2 and str(given).encode() in command
+
+    assert as_asked()
     kill_9(own, "taskmanager")
     assert states(own)["taskmanager"] == "dead"
     assert states(own)["jobmanager"] == "up"
-    kill_9(own, "jobmanager")
-    own.start("jobmanager")
-    own.start("taskmanager")
-    assert own.addresses() == before
-    assert before.flink_rest is not None
-    rest = FlinkRest(before.flink_rest)
-    assert rest.get("/overview")["slots-total"] == 4
-    assert [manager["id"] for manager in rest.get("/taskmanagers")["taskmanagers"]] == [
-        (own.folder / "taskmanager" / "resource-id").read_text()
-    ]
+    for part in ("jobmanager", "jobserver"):
+        kill_9(own, part)
+    assert own.up(parts) == before  # without options: what was asked for is kept
+    assert as_asked()
+    resource_id = (own.folder / "taskmanager" / "resource-id").read_text()
+    assert [manager["id"] for manager in rest.get("/taskmanagers")["taskmanagers"]] == [resource_id]
 
 
 def test_a_part_without_what_it_needs_is_refused(own: LocalCluster) -> None:
     with pytest.raises(SpecError, match="taskmanager needs jobmanager"):
         own.up(["taskmanager"])
     assert set(states(own).values()) == {"down"}
-
-
-def test_the_given_job_server_jar_and_slots_are_used(tmp_path: Path, own: LocalCluster) -> None:
-    given = tmp_path / "official.jar"
-    shutil.copy(merged_jar(default_cache()), given)
-    cluster = LocalCluster(own.folder, options=ClusterOptions(task_slots=2, job_server_jar=given))
-    addresses = cluster.up(["jobmanager", "taskmanager", "jobserver"])
-    assert str(given).encode() in Path(f"/proc/{cluster.pid('jobserver')}/cmdline").read_bytes()
-    assert addresses.flink_rest is not None
-    assert FlinkRest(addresses.flink_rest).get("/overview")["slots-total"] == 2
-    # Kept for who comes later without options, such as `cluster up` after a kill.
-    kill_9(own, "jobserver")
-    own.start("jobserver")
-    assert str(given).encode() in Path(f"/proc/{own.pid('jobserver')}/cmdline").read_bytes()
 
 
 def test_workers_see_the_built_wheel_and_nothing_of_the_checkout(flink: LocalCluster) -> None:
