@@ -9,7 +9,7 @@ NATIVE_TESTS := $(wildcard embedding_store/native/test/*.cc)
 FOLDERS := embedding_store logs models pipelines runners serving transforms
 PRISM_VERSION := v2.77.0
 
-.PHONY: setup demo test test-faults explore lint format typing native-sanitize bench prism clean
+.PHONY: setup demo test test-faults explore lint format typing native-sanitize bench prism cluster-setup clean
 
 setup: $(STAMP)
 
@@ -26,10 +26,10 @@ $(STAMP): $(VENV)/bin/uv requirements.txt requirements-confluent.txt requirement
 demo: $(STAMP)
 	$(BIN)/cuckooflow demo
 
-test: $(STAMP) prism
+test: $(STAMP) prism cluster-setup
 	$(BIN)/python -m pytest
 
-test-faults: $(STAMP)
+test-faults: $(STAMP) cluster-setup
 	$(BIN)/python -m pytest -m fault
 
 # Property tests with new random examples; a failure prints how to have it again.
@@ -76,6 +76,12 @@ prism:
 	elif command -v go > /dev/null; then \
 	  GOBIN=$(CURDIR)/.cache/bin go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION); \
 	else echo "no Go here: the Prism tests will be skipped"; fi
+
+# What the local cluster is made of: jars, and an environment with a wheel of this checkout for its workers. All of
+# it lies in a cache, by checksum of what it is made of, so a second time takes seconds.
+cluster-setup: $(STAMP)
+	@if command -v java > /dev/null && command -v mvn > /dev/null; then $(BIN)/cuckooflow cluster fetch; \
+	else echo "no Java or no Maven here: the tests on Kafka and Flink will be skipped"; fi
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache embedding_store/_native*.so

@@ -57,7 +57,7 @@ setup(
     entry_points={
         "console_scripts": [
             "cuckooflow = cuckooflow.pipelines.cli:main",
-            "cuckooflow-worker = cuckooflow.runners.beam_worker:main",
+            "cuckooflow-worker-pool = cuckooflow.runners.worker_pool:main",
         ]
     },
     ext_modules=[

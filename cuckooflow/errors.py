@@ -180,6 +180,33 @@ class PartFailed(ClusterError):
     """A part of the cluster ended, or did not answer within its bound. Its log says why."""
 
 
+# --- jobs on Flink ----------------------------------------------------------------------------
+
+
+class FlinkError(CuckooflowError):
+    """Flink did not do what was asked."""
+
+
+class FlinkUnavailable(FlinkError):
+    """Nothing answers at Flink's REST address, or not within the bound. Start it, or correct the address."""
+
+
+class FlinkRefused(FlinkError):
+    """Flink answered with an error. The message has its words."""
+
+
+class FlinkJobNotFound(FlinkError):
+    """The JobManager knows no such job. ``job list`` shows those that it knows."""
+
+
+class WorkerRefused(FlinkError):
+    """A pool starts no worker for this job. The message says what would have to differ."""
+
+
+class NothingToResume(FlinkError):
+    """There is no savepoint or retained checkpoint of this job to go on from. Name one."""
+
+
 # --- the demo -------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``cuckooflow validate | plan | run | store | serve | up | demo | log``.
+"""The command line: ``cuckooflow validate | plan | run | job | cluster | store | serve | up | demo | log``.
 
 Exit codes: 0 done, 1 failed, 2 usage or spec error. Beam and TensorFlow are imported only by the
 commands that need them, so that ``validate`` and ``plan`` answer at once.
@@ -21,7 +21,16 @@ from rich.console import Console
 
 from cuckooflow import __version__
 from cuckooflow.errors import CuckooflowError, SpecError
-from cuckooflow.pipelines import backfill_commands, dlq_commands, log_commands, store_commands
+from cuckooflow.pipelines import (
+    backfill_commands,
+    cluster_commands,
+    dlq_commands,
+    job_commands,
+    log_commands,
+    store_commands,
+)
+from cuckooflow.runners.cluster import DEFAULT_FOLDER, LocalCluster
+from cuckooflow.runners.flink_rest import find_flink
 
 if TYPE_CHECKING:
     from cuckooflow.serving.client import ScorerClient
@@ -33,18 +42,16 @@ app.add_typer(store_commands.app, name="store")
 app.add_typer(log_commands.app, name="log")
 app.add_typer(backfill_commands.app, name="backfill")
 app.add_typer(dlq_commands.app, name="dlq")
+app.add_typer(cluster_commands.app, name="cluster")
+app.add_typer(job_commands.app, name="job")
 
 SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
-
-
-class PipelineName(StrEnum):
-    JOIN = "join"
-    TRAIN = "train"
 
 
 class RunnerName(StrEnum):
     DIRECT = "direct"
     PRISM = "prism"
+    FLINK = "flink"
 
 
 class Dataset(StrEnum):
@@ -62,14 +69,30 @@ def validate(spec_file: SpecFile) -> None:
 
 
 @app.command()
-def plan(spec_file: SpecFile) -> None:
+def plan(
+    spec_file: SpecFile,
+    runner: Annotated[
+        RunnerName | None, typer.Option(help="show what this runner would be given, too")
+    ] = None,
+    cluster: job_commands.Cluster = DEFAULT_FOLDER,
+) -> None:
     """Show stages, tables, dims and options of a job. Runs nothing."""
     from cuckooflow.pipelines.options import store_config
-    from cuckooflow.pipelines.plan import print_plan
+    from cuckooflow.pipelines.plan import print_plan, print_runner
     from cuckooflow.pipelines.spec_file import load_spec
 
     job = load_spec(spec_file)
-    print_plan(job, store_config(job), Console(soft_wrap=True, highlight=False))
+    console = Console(soft_wrap=True, highlight=False)
+    print_plan(job, store_config(job), console)
+    if runner is RunnerName.FLINK:
+        from cuckooflow.pipelines.flink_run import planned
+
+        for name in job_commands.PipelineName:
+            print_runner(planned(name.value, job, LocalCluster(cluster).addresses()), console)
+    elif runner is not None:
+        from cuckooflow.pipelines.run import PRESETS
+
+        print_runner(PRESETS[runner.value]([]), console)
 
 
 @app.command()
@@ -87,7 +110,7 @@ def preview(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
     context: typer.Context,
-    pipeline: PipelineName,
+    pipeline: job_commands.PipelineName,
     spec_file: SpecFile,
     runner: Annotated[RunnerName, typer.Option(help="where the pipeline runs")] = RunnerName.DIRECT,
     stop_at_end: Annotated[
@@ -97,21 +120,53 @@ def run(
         Path | None,
         typer.Option(help="of the join: go on where a backfill ended, as this file of its folder says"),
     ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="flink: return once the job runs")] = False,
+    resume: Annotated[
+        str | None, typer.Option(help="flink: savepoint or retained checkpoint to go on from")
+    ] = None,
+    cluster: job_commands.Cluster = DEFAULT_FOLDER,
+    flink_rest: job_commands.Rest = None,
 ) -> None:
     """Run the join or the train pipeline. Options not known here go to Beam."""
-    from cuckooflow.pipelines.run import run_pipeline
     from cuckooflow.pipelines.spec_file import load_spec
     from cuckooflow.transforms.hand_over import HandOver
 
     unexpected = [arg for arg in context.args if not arg.startswith("-")]
     if unexpected and not any(arg.startswith("--") and "=" not in arg for arg in context.args):
         raise SpecError(f"expected options for Beam as --name=value, received {' '.join(unexpected)}")
-    if hand_over is not None and (pipeline is not PipelineName.JOIN or not hand_over.is_file()):
+    if hand_over is not None and (pipeline is not job_commands.PipelineName.JOIN or not hand_over.is_file()):
         raise SpecError(
             f"expected --hand-over with join and a file that a backfill wrote, received {hand_over}"
         )
     begun = None if hand_over is None else HandOver.from_bytes(hand_over.read_bytes())
-    run_pipeline(pipeline.value, load_spec(spec_file), runner.value, stop_at_end, context.args, begun)
+    job = load_spec(spec_file)
+    if runner != RunnerName.FLINK:
+        if detach or resume is not None:
+            raise SpecError(f"--detach and --resume are for --runner flink, received --runner {runner.value}")
+        from cuckooflow.pipelines.run import run_pipeline
+
+        run_pipeline(pipeline.value, job, runner.value, stop_at_end, context.args, begun)
+        return
+    if stop_at_end:
+        raise SpecError(
+            "expected a job that goes on: on Flink none ends with its logs; leave out --stop-at-end and stop the job "
+            "with: cuckooflow job stop"
+        )
+    from cuckooflow.pipelines.flink_run import run_on_flink
+
+    addresses = LocalCluster(cluster).addresses()
+    rest = find_flink(cluster, addresses, flink_rest)
+    run_on_flink(
+        pipeline.value,
+        job,
+        addresses,
+        rest,
+        context.args,
+        spec_file,
+        resume=resume,
+        detach=detach,
+        hand_over=begun,
+    )
 
 
 @app.command()

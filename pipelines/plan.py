@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,9 @@ from cuckooflow.models.duration import format_duration
 from cuckooflow.pipelines.job_spec import ActionMessageSpec, JobSpec, KafkaLogSpec, LogSpec
 from cuckooflow.pipelines.options import column_type
 from cuckooflow.transforms.columns import Column
+
+if TYPE_CHECKING:
+    from cuckooflow.runners.preset import RunnerPreset
 
 
 def print_plan(job: JobSpec, store: StoreConfig, console: Console) -> None:
@@ -31,6 +35,13 @@ def print_plan(job: JobSpec, store: StoreConfig, console: Console) -> None:
     )
     _table(console, "store: dense parameters", ("parameter", "shape", "values", "optimizer"), _dense(store))
     _table(console, "options", ("option", "value"), _options(job))
+
+
+def print_runner(preset: RunnerPreset, console: Console) -> None:
+    """Print what a runner is given: Beam's options that are not its defaults, and the source's front end."""
+    options = preset.options.get_all_options(drop_default=True)
+    rows = [("front end", preset.front_end), *((name, str(value)) for name, value in sorted(options.items()))]
+    _table(console, f"runner {preset.name}", ("option", "value"), rows)
 
 
 def _table(console: Console, title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:

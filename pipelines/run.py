@@ -1,22 +1,28 @@
-"""Runs one of the two pipelines on a runner, until it ends or is asked to stop."""
+"""Runs a pipeline on a runner, until it ends or is asked to stop."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.runners.runner import PipelineState
+from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from cuckooflow.errors import CuckooflowError
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.runners import direct, prism
+from cuckooflow.runners.preset import RunnerPreset
 from cuckooflow.transforms.front_ends import FrontEnd, stop_sources
 from cuckooflow.transforms.hand_over import HandOver
 
-_PRESETS = {"direct": direct.preset, "prism": prism.preset}
+#: The runners that need no cluster, by name.
+PRESETS = {"direct": direct.preset, "prism": prism.preset}
+
+#: Adds the stages to a pipeline, with this front end before its sources.
+Build = Callable[[beam.Pipeline, FrontEnd], Any]
 
 
 def run_pipeline(
@@ -27,7 +33,7 @@ def run_pipeline(
     beam_args: Sequence[str],
     hand_over: HandOver | None = None,
 ) -> None:
-    """Run the ``join`` or ``train`` pipeline of a job.
+    """Run the ``join`` or ``train`` pipeline of a job in process or on Prism.
 
     Args:
         stop_at_end: take the logs as bounded: process what they hold, close every window, stop.
@@ -37,35 +43,9 @@ def run_pipeline(
     Raises:
         CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
     """
-    preset = _PRESETS[runner](beam_args)
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stop_sources()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    pipeline = beam.Pipeline(runner=preset.make_runner(), options=preset.options)
-    _build(name, pipeline, job, preset.front_end, stop_at_end, hand_over)
-    _wait(pipeline, name)
-
-
-def _build(
-    name: str,
-    pipeline: beam.Pipeline,
-    job: JobSpec,
-    front_end: FrontEnd,
-    stop_at_end: bool,
-    hand_over: HandOver | None,
-) -> None:
-    # Imported here: the join needs neither the store's client nor, through the models, TensorFlow.
-    if name == "join":
-        from cuckooflow.pipelines.join.pipeline import build_join
-
-        build_join(pipeline, job, front_end, stop_at_end, hand_over)
-    else:
-        from cuckooflow.pipelines.train.pipeline import build_train
-
-        build_train(pipeline, job, front_end, stop_at_end)
+    preset = PRESETS[runner](beam_args)
+    on_signal(stop_sources)
+    submit(stages(name, job, stop_at_end, hand_over), preset, partial(_await_end, name))
 
 
 def run_batch(build: Callable[[beam.Pipeline], Any], runner: str, beam_args: Sequence[str]) -> None:
@@ -77,21 +57,58 @@ def run_batch(build: Callable[[beam.Pipeline], Any], runner: str, beam_args: Seq
     Raises:
         CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
     """
-    preset = _PRESETS[runner](beam_args)
+    submit(lambda pipeline, _: build(pipeline), PRESETS[runner](beam_args), partial(_await_end, "batch"))
+
+
+def stages(name: str, job: JobSpec, stop_at_end: bool, hand_over: HandOver | None) -> Build:
+    """Those of the ``join`` or ``train`` pipeline of a job."""
+
+    def build(pipeline: beam.Pipeline, front_end: FrontEnd) -> None:
+        # Imported here: the join needs neither the store's client nor, through the models, TensorFlow.
+        if name == "join":
+            from cuckooflow.pipelines.join.pipeline import build_join
+
+            build_join(pipeline, job, front_end, stop_at_end, hand_over)
+        else:
+            from cuckooflow.pipelines.train.pipeline import build_train
+
+            build_train(pipeline, job, front_end, stop_at_end)
+
+    return build
+
+
+def on_signal(stop: Callable[[], None]) -> None:
+    """Call ``stop`` at SIGTERM and SIGINT."""
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def submit(build: Build, preset: RunnerPreset, follow: Callable[[PipelineResult], None]) -> None:
+    """Build a pipeline, hand it to its runner, and follow it.
+
+    Args:
+        follow: handed what the runner answers; returns when the caller is done with the pipeline.
+
+    Raises:
+        CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
+    """
     pipeline = beam.Pipeline(runner=preset.make_runner(), options=preset.options)
-    build(pipeline)
-    _wait(pipeline, "batch")
-
-
-def _wait(pipeline: beam.Pipeline, name: str) -> None:
+    build(pipeline, preset.front_end)
     try:
-        result = pipeline.run()
-        state = result.wait_until_finish()
+        follow(pipeline.run())
     except Exception as e:
         named = _named_cause(e)
         if named is None:
             raise
         raise named from e
+
+
+def _await_end(name: str, result: PipelineResult) -> None:
+    state = result.wait_until_finish()
     if state != PipelineState.DONE:
         raise CuckooflowError(f"the {name} pipeline ended as {state}; expected {PipelineState.DONE}")
 

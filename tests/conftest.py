@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from cuckooflow.runners.cluster import LocalCluster
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +39,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return max((i for i, name in enumerate(_LAST, 1) if item.get_closest_marker(name)), default=0)
 
     items.sort(key=place)
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Runs the command line in a process of its own: ``cli("validate", path)``."""
+
+    def run(
+        *words: object, stdin: str | None = None, timeout_s: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cuckooflow.pipelines.cli", *map(str, words)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env={**os.environ, "COLUMNS": "200", "TF_CPP_MIN_LOG_LEVEL": "2"},
+        )
+
+    return run
+
+
+@pytest.fixture
+def wait_for() -> Callable[[Callable[[], object], str], None]:
+    """Waits until a condition holds; fails by name after a bound."""
+
+    def wait(condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.fixture(scope="session")
@@ -69,17 +110,30 @@ def prism() -> Path:
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Bootstrap address of a Kafka broker that the whole session shares: use topics of your own."""
+def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A local cluster of this session, of which nothing runs yet; the test is skipped without Java and Maven."""
     from cuckooflow.runners.cluster import LocalCluster
 
     missing = [name for name in ("java", "mvn") if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"no Kafka here: {' and '.join(missing)} not on the PATH; install Java 17 and Maven")
-    cluster = LocalCluster(tmp_path_factory.mktemp("kafka"))
-    try:
-        address = cluster.up(["kafka"]).kafka
-        assert address is not None
-        yield address
-    finally:
-        cluster.down()
+        pytest.skip(
+            f"no local cluster here: {' and '.join(missing)} not on the PATH; install Java 17 and Maven"
+        )
+    cluster = LocalCluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture(scope="session")
+def kafka(local_cluster: LocalCluster) -> str:
+    """Bootstrap address of a Kafka broker that the whole session shares: use topics of your own."""
+    address = local_cluster.up(["kafka"]).kafka
+    assert address is not None
+    return address
+
+
+@pytest.fixture(scope="session")
+def flink(local_cluster: LocalCluster) -> LocalCluster:
+    """The session's cluster with every part up. Use job names of your own, and leave no job behind."""
+    local_cluster.up()
+    return local_cluster

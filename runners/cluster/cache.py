@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cuckooflow.errors import ToolMissing
+from cuckooflow.errors import DownloadDamaged, ToolMissing
 
 #: The file that says that an entry is whole.
 STAMP = ".complete"
@@ -56,6 +56,19 @@ def sha256(file: Path) -> str:
         while chunk := handle.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def checked(file: Path, pinned: str) -> None:
+    """Compare a file's digest.
+
+    Raises:
+        DownloadDamaged: it is another file than the pinned one.
+    """
+    received = sha256(file)
+    if received != pinned:
+        raise DownloadDamaged(
+            f"{file.name}: expected sha-256 {pinned}, received {received}; is another file of this name served here?"
+        )
 
 
 def tool(name: str, what: str) -> str:

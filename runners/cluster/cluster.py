@@ -7,8 +7,9 @@ and by nothing else.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +26,18 @@ from cuckooflow.runners.cluster.ports import free_port, is_free
 from cuckooflow.runners.cluster.processes import Started, start
 from cuckooflow.runners.cluster.workers import Workers
 
+_LOGGER = logging.getLogger(__name__)
+
 #: In the order of their start; they are stopped in the reverse one.
 _PARTS: tuple[Part, ...] = (Kafka(), JobManager(), TaskManager(), JobServer(), Workers())
 ALL_PARTS: tuple[str, ...] = tuple(part.name for part in _PARTS)
 
+#: Of the commands, in the folder where they are given.
+DEFAULT_FOLDER = Path("cluster-run")
+
 _POLL_S = 0.1
+#: What takes longer to fetch is told when it is there.
+_TOLD_S = 2.0
 _LOG_TAIL_LINES = 15
 
 State = Literal["up", "silent", "dead", "down"]
@@ -80,16 +88,22 @@ class LocalCluster:
         cache: of downloads, default :func:`default_cache`.
         options: default those that the folder's cluster was started with, else as they say. They hold for
             parts that are started from now on.
+        on_event: told what takes time, one line each; default a log line.
 
     Several objects, also in other processes, may stand for the same folder; starts and stops wait for each other.
     """
 
     def __init__(
-        self, folder: Path, cache: Path | None = None, options: ClusterOptions | None = None
+        self,
+        folder: Path,
+        cache: Path | None = None,
+        options: ClusterOptions | None = None,
+        on_event: Callable[[str], None] = _LOGGER.info,
     ) -> None:
         self._folder = folder.resolve()
         self._cache = (cache or default_cache()).resolve()
         self._options = options
+        self._on_event = on_event
 
     @property
     def folder(self) -> Path:
@@ -108,10 +122,11 @@ class LocalCluster:
         with self._locked():
             place = self._place()
             missing = [part for part in wanted if self._running(part) is None]
+            self._fetch(missing, place)  # before anything is started: it may take minutes
             for part in missing:
-                part.fetch(place)  # before anything is started: it may take minutes
-            for part in missing:
-                start(part.command(place), self._log(part)).save(self._pid_file(part))
+                started = start(part.command(place), self._log(part))
+                started.save(self._pid_file(part))
+                self._on_event(f"{part.name} pid={started.pid} started")
             for part in wanted:
                 self._wait(part, place)
         return self.addresses()
@@ -126,8 +141,7 @@ class LocalCluster:
         Raises:
             ClusterError: something could not be had.
         """
-        for part in self._named(parts, alone=True):
-            part.fetch(self._loaded())
+        self._fetch(self._named(parts, alone=True), self._loaded())
 
     def down(self) -> None:
         """End every part that was started here, the last started first. Idempotent; data and logs stay."""
@@ -196,6 +210,14 @@ class LocalCluster:
                     f"{', '.join(names)}"
                 )
         return wanted
+
+    def _fetch(self, parts: Sequence[Part], place: Place) -> None:
+        for part in parts:
+            begun = time.monotonic()
+            self._on_event(f"{part.name}: looking for what it needs in {place.cache}")
+            part.fetch(place)
+            if time.monotonic() - begun > _TOLD_S:
+                self._on_event(f"{part.name}: had it in {time.monotonic() - begun:.0f} s")
 
     def _running(self, part: Part) -> Started | None:
         started = Started.load(self._pid_file(part))

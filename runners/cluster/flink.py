@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cuckooflow.errors import DownloadDamaged, DownloadFailed
+from cuckooflow.errors import DownloadFailed
 from cuckooflow.runners.cluster import versions
-from cuckooflow.runners.cluster.cache import cached_folder, sha256, tool
+from cuckooflow.runners.cluster.cache import cached_folder, checked, tool
 from cuckooflow.runners.cluster.part import Part
 from cuckooflow.runners.cluster.place import Place
 from cuckooflow.runners.cluster.ports import LOOPBACK
@@ -39,6 +39,21 @@ _MODULES = (
     *(f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in _OPENS),
     "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
 )
+#: What holds wherever these jobs run on Flink; the container templates have the same.
+SETTINGS: Mapping[str, object] = {
+    # Keyed state on disk, a checkpoint writes what is new; a job may ask for another.
+    "state.backend.type": "rocksdb",
+    "state.backend.incremental": True,
+    "state.checkpoints.num-retained": 3,
+    "heartbeat.interval": 2_000,
+    "heartbeat.timeout": 10_000,
+    "restart-strategy.type": "fixed-delay",
+    "restart-strategy.fixed-delay.attempts": 100,
+    "restart-strategy.fixed-delay.delay": "2s",
+    # The job server's jar brings Flink's classes of another patch version: the cluster's own come first.
+    "classloader.resolve-order": "parent-first",
+    "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
+}
 _LOGGING = """\
 rootLogger.level = INFO
 rootLogger.appenderRef.console.ref = Console
@@ -72,12 +87,7 @@ def _fetch(folder: Path) -> None:
     if done.returncode:
         raise DownloadFailed(f"expected pip to fetch {wanted}, it said: {done.stderr.strip()[-2_000:]}")
     (archive,) = folder.iterdir()
-    digest = sha256(archive)
-    if digest != versions.FLINK_SHA256:
-        raise DownloadDamaged(
-            f"{archive.name}: expected sha-256 {versions.FLINK_SHA256}, received {digest}; is another file of this name "
-            f"served here?"
-        )
+    checked(archive, versions.FLINK_SHA256)
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
     archive.unlink()
@@ -163,32 +173,22 @@ def _java(place: Place, role: str, memory: list[str], entry: str, options: Mappi
     state = place.folder / "flink"
     (state / "tmp").mkdir(parents=True, exist_ok=True)
     every: dict[str, object] = {
+        **SETTINGS,
         "jobmanager.rpc.address": LOOPBACK,
         "jobmanager.rpc.port": place.ports["flink-rpc"],
         "jobmanager.bind-host": LOOPBACK,
         "rest.address": LOOPBACK,
         "rest.bind-address": LOOPBACK,
         "rest.port": place.ports["flink-rest"],
-        # Keyed state on disk, a checkpoint writes what is new; a job may ask for another.
-        "state.backend.type": "rocksdb",
-        "state.backend.incremental": "true",
         "state.checkpoints.dir": (state / "checkpoints").as_uri(),
         "state.savepoints.dir": (state / "savepoints").as_uri(),
-        "state.checkpoints.num-retained": 3,
         "io.tmp.dirs": state / "tmp",
-        "heartbeat.interval": 2_000,
-        "heartbeat.timeout": 10_000,
-        "restart-strategy.type": "fixed-delay",
-        "restart-strategy.fixed-delay.attempts": 100,
-        "restart-strategy.fixed-delay.delay": "2s",
-        # The job server's jar brings Flink's classes of another patch version: the cluster's own come first.
-        "classloader.resolve-order": "parent-first",
         "metrics.latency.interval": 0,
-        "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
         "metrics.reporter.prom.port": place.ports[f"{role}-metrics"],
     }
     every.update(options)
-    (home / "flink-conf.yaml").write_text("".join(f"{key}: {value}\n" for key, value in every.items()))
+    shown = {key: str(value).lower() if isinstance(value, bool) else value for key, value in every.items()}
+    (home / "flink-conf.yaml").write_text("".join(f"{key}: {value}\n" for key, value in shown.items()))
     (home / "log4j.properties").write_text(_LOGGING)
     words = [tool("java", "Java 17"), *_MODULES, *memory]
     words += [f"-Dlog4j.configurationFile={home / 'log4j.properties'}", "-cp", f"{flink / 'lib'}/*"]

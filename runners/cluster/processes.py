@@ -22,8 +22,9 @@ TOKEN_VARIABLE = "CUCKOOFLOW_CLUSTER_TOKEN"
 #: How long a process may take to end after SIGTERM before it is killed.
 STOP_TIMEOUT_S = 20.0
 _KILL_TIMEOUT_S = 10.0
-#: An exec takes no longer; kernel threads have no environment at all.
+#: An exec takes no longer.
 _EXEC_TIMEOUT_S = 0.1
+_EXEC_POLL_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,12 @@ def _end(pid: int, token: str, number: signal.Signals, timeout_s: float) -> bool
         _reap(pid)
 
 
-def _has_token(pid: int, token: str) -> bool:
-    """False too for a process that has ended and waits to be reaped: its environment is gone."""
+def _has_token(pid: int, token: str, patient: bool = True) -> bool:
+    """False too for a process that has ended and waits to be reaped: its environment is gone.
+
+    Args:
+        patient: wait out an exec, in the middle of which a process that runs shows no environment either.
+    """
     deadline = time.monotonic() + _EXEC_TIMEOUT_S
     while True:
         try:
@@ -133,17 +138,15 @@ def _has_token(pid: int, token: str) -> bool:
             ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
         except OSError:
             return False
-        # In the middle of an exec a process that runs shows no environment either.
-        if environment or ended or time.monotonic() > deadline:
+        if environment or ended or not patient or time.monotonic() > deadline:
             return f"{TOKEN_VARIABLE}={token}".encode() in environment.split(b"\0")
+        time.sleep(_EXEC_POLL_S)
 
 
 def _with_token(token: str) -> list[int]:
-    return [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _has_token(int(entry.name), token)
-    ]
+    """Every process with the token. Not patient: there are many kernel threads, which never have an environment."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if _has_token(pid, token, patient=False)]
 
 
 def _reap(pid: int) -> None:

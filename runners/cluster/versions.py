@@ -17,6 +17,3 @@ BEAM_FLINK_RUNNER = "2.70.0"
 BEAM_JOB_SERVICE = "2.65.0"
 #: The same 2.x as the slf4j-api that the runner brings: a 1.7 binding would be passed over, and log nothing.
 SLF4J = "2.0.16"
-
-#: Beam's Python worker image of the version that requirements.txt pins.
-BEAM_PYTHON_IMAGE = "apache/beam_python3.11_sdk:2.77.0"

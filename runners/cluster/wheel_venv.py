@@ -26,14 +26,14 @@ BUILD_TIMEOUT_S = 1_200.0
 KEPT_S = 24 * 3_600.0
 
 _PREFIX = "workers-"
-_TOP_FILES = ("setup.py", "pyproject.toml", "requirements.txt")
+_SETUP = ("setup.py", "pyproject.toml")
 _NOT_SOURCE = ("__pycache__", ".so", ".pyc")
 
 
 def checkout() -> Path | None:
     """The checkout that this cuckooflow is imported from; None if it is installed from a wheel."""
     root = Path(cuckooflow.__file__).resolve().parent.parent
-    return root if all((root / name).is_file() for name in _TOP_FILES) else None
+    return root if all((root / name).is_file() for name in _SETUP) else None
 
 
 def wheel_venv(cache: Path, root: Path) -> Path:
@@ -68,8 +68,8 @@ def _make(folder: Path, root: Path) -> None:
 
 def _sources(root: Path) -> Iterator[Path]:
     """Every file that the wheel is made of, in a fixed order."""
-    for name in _TOP_FILES:
-        yield root / name
+    yield from (root / name for name in _SETUP)
+    yield from sorted(root.glob("requirements*.txt"))
     for package in sorted(init.parent for init in root.glob("*/__init__.py")):
         for file in sorted(package.rglob("*")):
             if file.is_file() and not file.name.endswith(_NOT_SOURCE) and "__pycache__" not in file.parts:

@@ -13,8 +13,8 @@ from cuckooflow.runners.cluster.ports import LOOPBACK, accepts
 from cuckooflow.runners.cluster.processes import Command
 from cuckooflow.runners.cluster.wheel_venv import checkout, wheel_venv
 
-#: The program in the worker's environment that the pool starts for each worker.
-WORKER = "cuckooflow-worker"
+#: The program in the workers' environment.
+POOL = "cuckooflow-worker-pool"
 
 
 def worker_python(place: Place) -> Path:
@@ -34,13 +34,12 @@ class Workers(Part):
         empty = place.folder / self.name / "empty"
         empty.mkdir(parents=True, exist_ok=True)
         python = worker_python(place)
-        worker = python.parent / WORKER
-        if not worker.is_file():
+        pool = python.parent / POOL
+        if not pool.is_file():
             raise ToolMissing(
-                f"expected {WORKER} beside {python}, found none; install 'cuckooflow[pipelines]' there"
+                f"expected {POOL} beside {python}, found none; install 'cuckooflow[pipelines]' there"
             )
-        words = [str(python), "-m", "apache_beam.runners.worker.worker_pool_main"]
-        words += ["--service_port", str(place.ports["worker-pool"]), "--container_executable", str(worker)]
+        words = [str(pool), "--listen", self.address(place)]
         variables = {
             "PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)]),
             "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,25 +156,3 @@ def films(tmp_path: Path) -> Films:
     spec = tmp_path / "job.yaml"
     spec.write_text(SPEC.read_text())
     return Films(spec, load_spec(spec))
-
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="session")
-def cli() -> Cli:
-    """Runs the command line in a process of its own: ``cli("validate", path)``."""
-
-    def run(
-        *words: object, stdin: str | None = None, timeout_s: float = 240
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cuckooflow.pipelines.cli", *map(str, words)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env={**os.environ, "COLUMNS": "200", "TF_CPP_MIN_LOG_LEVEL": "2"},
-        )
-
-    return run

@@ -1,0 +1,246 @@
+"""Flink's REST interface, as much of it as operating a job needs.
+
+The paths and fields are those of the REST API v1 of Flink 1.19:
+https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/ops/rest_api/
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cuckooflow.errors import FlinkJobNotFound, FlinkRefused, FlinkUnavailable, SpecError
+from cuckooflow.runners.cluster import ClusterAddresses
+
+#: How long one request may take.
+REQUEST_TIMEOUT_S = 30.0
+#: How long a savepoint may take, or a job until it has stopped.
+SAVEPOINT_TIMEOUT_S = 600.0
+_POLL_S = 0.2
+#: How much of a cause a message has.
+_CAUSE_CHARS = 2_000
+
+#: A job in one of these will not run again.
+ENDED = frozenset({"FINISHED", "CANCELED", "FAILED", "SUSPENDED"})
+
+
+@dataclass(frozen=True)
+class FlinkJob:
+    """A job as Flink lists it.
+
+    Attributes:
+        start_ms: since the epoch.
+        at_work: every subtask runs; a job is ``RUNNING`` as soon as it has been accepted.
+    """
+
+    id: str
+    name: str
+    state: str
+    start_ms: int
+    at_work: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not run again."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A completed checkpoint, or savepoint, of a job.
+
+    Attributes:
+        kind: ``checkpoint`` or ``savepoint``.
+        path: what a job can go on from; None for one that is not kept outside of the job.
+        completed_ms: since the epoch.
+        size_bytes: of all state that it refers to.
+    """
+
+    kind: Literal["checkpoint", "savepoint"]
+    path: str | None
+    completed_ms: int
+    size_bytes: int
+
+
+class FlinkRest:
+    """A client. Keeps no connection; thread-safe.
+
+    Args:
+        url: ``http://host:port``.
+
+    Every method raises :class:`~cuckooflow.errors.FlinkUnavailable` where nothing answers, and
+    :class:`~cuckooflow.errors.FlinkRefused` where the answer is an error.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def jobs(self) -> list[FlinkJob]:
+        """All jobs that the JobManager knows, the newest first."""
+        found = [
+            FlinkJob(
+                id=job["jid"],
+                name=job["name"],
+                state=job["state"],
+                start_ms=job["start-time"],
+                at_work=job["tasks"]["running"] == job["tasks"]["total"] > 0,
+            )
+            for job in self.get("/jobs/overview")["jobs"]
+        ]
+        return sorted(found, key=lambda job: job.start_ms, reverse=True)
+
+    def job(self, name: str) -> FlinkJob:
+        """The job with this id, or the newest that has not ended with this name, else the newest.
+
+        Raises:
+            FlinkJobNotFound: there is none.
+        """
+        jobs = self.jobs()
+        fitting = [job for job in jobs if name in (job.id, job.name)]
+        if not fitting:
+            known = ", ".join(f"{job.name} ({job.id})" for job in jobs) or "none"
+            raise FlinkJobNotFound(
+                f"expected a job with the id or name {name!r}; the JobManager at {self.url} knows: {known}"
+            )
+        return next((job for job in fitting if not job.ended), fitting[0])
+
+    def newest_checkpoint(self, job: str) -> Checkpoint | None:
+        """The newest completed checkpoint or savepoint of a job, by its id."""
+        latest = self.get(f"/jobs/{job}/checkpoints")["latest"]
+        found = [latest[kind] for kind in ("completed", "savepoint") if latest.get(kind)]
+        if not found:
+            return None
+        newest = max(found, key=lambda one: one["latest_ack_timestamp"])
+        path = newest["external_path"]
+        return Checkpoint(
+            kind="savepoint" if newest["is_savepoint"] else "checkpoint",
+            path=path if "/" in path else None,
+            completed_ms=newest["latest_ack_timestamp"],
+            size_bytes=newest["state_size"],
+        )
+
+    def configuration(self) -> dict[str, str]:
+        """The JobManager's own."""
+        return {entry["key"]: entry["value"] for entry in self.get("/jobmanager/config")}
+
+    def failure(self, job: str) -> str:
+        """The innermost cause of a job's last failure, in Flink's words and, of a worker's, Python's."""
+        text = self.get(f"/jobs/{job}/exceptions")["root-exception"] or "no cause is known"
+        return _innermost(text)
+
+    def savepoint(self, job: str, folder: str | None = None) -> str:
+        """Take a savepoint of a job that goes on.
+
+        Args:
+            folder: where to, as a URI; default the cluster's ``state.savepoints.dir``.
+
+        Returns:
+            The savepoint's path.
+        """
+        return self._triggered(job, "savepoints", {"cancel-job": False, "target-directory": folder})
+
+    def stop(self, job: str, folder: str | None = None) -> str:
+        """Stop a job with a savepoint, without draining: no window closes, nothing is emitted beyond it.
+
+        Returns:
+            The savepoint's path.
+        """
+        path = self._triggered(job, "stop", {"drain": False, "targetDirectory": folder})
+        self._await_end(job)
+        return path
+
+    def cancel(self, job: str) -> None:
+        """End a job at once; its retained checkpoints stay."""
+        self._request("PATCH", f"/jobs/{job}?mode=cancel", None)
+        self._await_end(job)
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path."""
+        return self._request("GET", path, None)
+
+    # --- how
+
+    def _triggered(self, job: str, what: str, body: Mapping[str, object]) -> str:
+        given = {name: value for name, value in body.items() if value is not None}
+        trigger = self._request("POST", f"/jobs/{job}/{what}", given)["request-id"]
+        answer: dict[str, Any] = {}
+
+        def done() -> bool:
+            answer.update(self.get(f"/jobs/{job}/savepoints/{trigger}"))
+            return bool(answer["status"]["id"] == "COMPLETED")
+
+        self._await(done, f"a savepoint of job {job}")
+        operation = answer["operation"]
+        if "failure-cause" in operation:
+            cause = _innermost(str(operation["failure-cause"].get("stack-trace", operation["failure-cause"])))
+            raise FlinkRefused(f"expected a savepoint of job {job}, Flink answered: {cause}")
+        return str(operation["location"])
+
+    def _await_end(self, job: str) -> None:
+        self._await(lambda: self.get(f"/jobs/{job}")["state"] in ENDED, f"the end of job {job}")
+
+    @staticmethod
+    def _await(condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + SAVEPOINT_TIMEOUT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise FlinkUnavailable(f"expected {what} within {SAVEPOINT_TIMEOUT_S:g} s, it has not come")
+            time.sleep(_POLL_S)
+
+    def _request(self, method: str, path: str, body: Mapping[str, object] | None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                said = _errors(error.read())
+            if error.code == 404 and path.startswith("/jobs/"):
+                raise FlinkJobNotFound(
+                    f"{method} {self.url}{path}: expected a job, Flink answered: {said}"
+                ) from None
+            raise FlinkRefused(f"{method} {self.url}{path}: Flink answered {error.code}: {said}") from None
+        except (OSError, ValueError) as error:
+            raise FlinkUnavailable(
+                f"expected Flink's REST at {self.url}, received: {error}; is the JobManager up?"
+            ) from error
+        return json.loads(text) if text.strip() else None
+
+
+def find_flink(cluster: Path, addresses: ClusterAddresses, rest: str | None) -> FlinkRest:
+    """The REST client of a given address, else of the local cluster in the folder ``cluster``.
+
+    Raises:
+        SpecError: there is neither.
+    """
+    url = rest or addresses.flink_rest
+    if url is None:
+        raise SpecError(
+            f"expected --flink-rest or a local cluster in {cluster}, found neither; start one with: cuckooflow cluster up"
+        )
+    return FlinkRest(url)
+
+
+def _innermost(stack: str) -> str:
+    """The last cause of a Java stack trace, without the frames."""
+    cause = stack.rpartition("Caused by: ")[2]
+    lines = [line for line in cause.splitlines() if not line.startswith(("\tat ", "\t..."))]
+    return "\n".join(lines).strip()[-_CAUSE_CHARS:]
+
+
+def _errors(body: bytes) -> str:
+    """The messages of an error's JSON, without stack traces."""
+    try:
+        messages = [str(message) for message in json.loads(body)["errors"]]
+    except (ValueError, KeyError, TypeError):
+        messages = [body.decode(errors="replace")]
+    return "; ".join(_innermost(message) for message in messages)[:_CAUSE_CHARS]

@@ -1,0 +1,156 @@
+"""What ``run --runner flink`` and ``job`` refuse, and in which words; none of it needs a cluster."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuckooflow.errors import FlinkJobNotFound, FlinkRefused, FlinkUnavailable
+from cuckooflow.runners.cluster.ports import free_port
+from cuckooflow.runners.flink_rest import FlinkRest
+
+Cli = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--runner", "flink", "--stop-at-end"], "leave out --stop-at-end"),
+        (["--runner", "flink"], "start one with: cuckooflow cluster up"),
+        (["--runner", "direct", "--detach"], "--detach and --resume are for --runner flink"),
+        (["--runner", "prism", "--resume", "file:/x"], "received --runner prism"),
+        (
+            ["--runner", "flink", "--flink-rest", "http://127.0.0.1:1", "--parallelism=none"],
+            "expected --parallelism of 1 or more, received none",
+        ),
+        (
+            ["--runner", "flink", "--flink-rest", "http://127.0.0.1:1"],
+            "received job server None, worker pool None",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_is_a_usage_error(
+    films: Any, cli: Cli, tmp_path: Path, words: list[str], said: str
+) -> None:
+    done = cli("run", "join", films.spec, "--cluster", tmp_path / "no-cluster", *words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def test_a_job_without_a_jobmanager(cli: Cli, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = cli("job", "list", "--flink-rest", url)
+    assert done.returncode == 1
+    assert f"expected Flink's REST at {url}" in done.stderr
+    done = cli("job", "stop", "films-join", "--cluster", tmp_path / "no-cluster")
+    assert done.returncode == 2
+    assert "expected --flink-rest or a local cluster" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("runner", "front_end", "option"),
+    [
+        ("direct", "generator", "environment_type"),
+        ("flink", "stateful", "retain_externalized_checkpoints_on_cancellation"),
+    ],
+)
+def test_a_plan_shows_what_its_runner_is_given(
+    films: Any, cli: Cli, tmp_path: Path, runner: str, front_end: str, option: str
+) -> None:
+    done = cli("plan", films.spec, "--runner", runner, "--cluster", tmp_path / "no-cluster")
+    assert done.returncode == 0, done.stderr
+    _, _, shown = done.stdout.partition(f"runner {runner}")
+    assert front_end in shown
+    assert option in shown
+    assert f"runner {runner}" not in cli("plan", films.spec).stdout
+
+
+def test_nothing_to_resume(films: Any, cli: Cli, tmp_path: Path) -> None:
+    done = cli("job", "resume", "join", films.spec, "--cluster", tmp_path / "no-cluster")
+    assert done.returncode == 1
+    assert "NothingToResume" in done.stderr
+
+
+# --- answers that a real Flink gives only in trouble ------------------------------------------------
+
+
+@pytest.fixture
+def answers() -> Iterator[tuple[FlinkRest, dict[str, tuple[int, Any]]]]:
+    """A client, and what the server on its other end answers: path -> (status, JSON)."""
+    given: dict[str, tuple[int, Any]] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            code, body = given[self.path]
+            data = json.dumps(body).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PATCH = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield FlinkRest(f"http://127.0.0.1:{server.server_port}"), given
+        server.shutdown()
+        thread.join()
+
+
+def listed(*jobs: tuple[str, str, str, int]) -> dict[str, Any]:
+    tasks = {"running": 0, "total": 2}
+    return {
+        "jobs": [{"jid": i, "name": n, "state": s, "start-time": t, "tasks": tasks} for i, n, s, t in jobs]
+    }
+
+
+def test_a_name_means_the_job_that_runs_and_else_the_newest(answers: Any) -> None:
+    rest, given = answers
+    given["/jobs/overview"] = (
+        200,
+        listed(("a", "films", "RUNNING", 1), ("b", "films", "FAILED", 3), ("c", "songs", "CANCELED", 2)),
+    )
+    assert rest.job("films").id == "a"
+    assert rest.job("b").state == "FAILED"
+    assert not rest.job("a").at_work
+    given["/jobs/overview"] = (200, listed(("a", "films", "CANCELED", 1), ("b", "films", "FAILED", 3)))
+    assert rest.job("films").id == "b"
+    with pytest.raises(FlinkJobNotFound, match=r"'none'.*films \(b\), films \(a\)"):
+        rest.job("none")
+
+
+def test_a_savepoint_that_fails_says_why_without_java_frames(answers: Any) -> None:
+    rest, given = answers
+    trace = "java.X: outer\n\tat a.b(C.java:1)\nCaused by: java.io.IOException: disk full\n\tat d.e(F.java:2)\n\t... 3 more"
+    given["/jobs/a/savepoints"] = (202, {"request-id": "r"})
+    given["/jobs/a/savepoints/r"] = (
+        200,
+        {"status": {"id": "COMPLETED"}, "operation": {"failure-cause": {"stack-trace": trace}}},
+    )
+    with pytest.raises(
+        FlinkRefused, match=r"savepoint of job a, Flink answered: java.io.IOException: disk full$"
+    ):
+        rest.savepoint("a")
+
+
+def test_errors_are_told_apart(answers: Any) -> None:
+    rest, given = answers
+    given["/jobs/a/checkpoints"] = (404, {"errors": ["Job a not found\n\tat x.y(Z.java:3)"]})
+    with pytest.raises(FlinkJobNotFound, match=r"Job a not found$"):
+        rest.newest_checkpoint("a")
+    given["/jobmanager/config"] = (500, {"errors": ["Caused by: boom"]})
+    with pytest.raises(FlinkRefused, match=r"Flink answered 500: boom$"):
+        rest.configuration()
+    with pytest.raises(FlinkUnavailable, match="is the JobManager up"):
+        FlinkRest(f"http://127.0.0.1:{free_port()}").jobs()
