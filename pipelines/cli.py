@@ -126,6 +126,10 @@ def run(
     ] = None,
     cluster: job_commands.Cluster = DEFAULT_FOLDER,
     flink_rest: job_commands.Rest = None,
+    replay_speed: Annotated[
+        float | None,
+        typer.Option(help="of the join: event time per wall second, such as 60, for logs of the past"),
+    ] = None,
 ) -> None:
     """Run the join or the train pipeline. Options not known here go to Beam."""
     from cuckooflow.pipelines.spec_file import load_spec
@@ -140,6 +144,10 @@ def run(
         )
     begun = None if hand_over is None else HandOver.from_bytes(hand_over.read_bytes())
     job = load_spec(spec_file)
+    if replay_speed is not None:
+        if pipeline is not PipelineName.JOIN or replay_speed <= 0:
+            raise SpecError(f"expected --replay-speed above 0, of the join, received {replay_speed}")
+        job = job.model_copy(update={"join": job.join.model_copy(update={"replay_speed": replay_speed})})
     if runner != RunnerName.FLINK:
         if detach or resume is not None:
             raise SpecError(f"--detach and --resume are for --runner flink, received --runner {runner.value}")

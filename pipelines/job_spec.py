@@ -165,6 +165,8 @@ class JoinSpec(Section):
         state_buckets: ring of state cells by event time, default 16.
         tick: how often late actions are looked up together, default 1 s. Costs their freshness.
         balance_interval: how often the balances are reported, default 1 s.
+        replay_speed: event time per wall second for logs of the past, such as 60; default none: as fast as
+            they are read. Costs parsing each message twice. ``run join --replay-speed`` says otherwise.
     """
 
     key: list[Name] = Field(min_length=1, max_length=8)
@@ -183,6 +185,7 @@ class JoinSpec(Section):
     state_buckets: int = Field(default=16, ge=4, le=32)
     tick: DurationUs = 1_000_000
     balance_interval: DurationUs = 1_000_000
+    replay_speed: float | None = Field(default=None, gt=0.0, le=1e9)
 
 
 class LabelSpec(Section):

@@ -97,16 +97,18 @@ def declared_columns(job: JobSpec) -> tuple[pa.Schema, pa.Schema]:
 
 
 def poll_options(job: JobSpec, stop_at_end: bool) -> PollOptions:
-    """Options of ReadLogs; a bounded read takes no partition for idle."""
+    """Options of ReadLogs; a bounded read, or a replay, takes no partition for idle."""
     join = job.join
     return PollOptions(
         num_shards=join.num_shards,
         max_skew_us=join.max_skew,
         max_lead_us=join.max_lead,
         max_future_skew_us=join.max_future_skew,
-        live=not stop_at_end,
+        live=not stop_at_end and join.replay_speed is None,
         idle_after_us=join.idle_after,
         stop_at_end=stop_at_end,
+        balance_interval_us=join.balance_interval,
+        replay_speed=join.replay_speed,
     )
 
 

@@ -63,19 +63,6 @@ def cli() -> Cli:
     return run
 
 
-@pytest.fixture
-def wait_for() -> Callable[[Callable[[], object], str], None]:
-    """Waits until a condition holds; fails by name after a bound."""
-
-    def wait(condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-            time.sleep(0.05)
-
-    return wait
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data; the test is skipped, with the reason, where it is absent."""

@@ -1,6 +1,6 @@
 """Balances: rows in against what became of them, as records that a shard reports again and again.
 
-A record is a dict: ``stage`` (``join`` or ``sampling``), ``shard``, ``clock_us`` (the in-band clock, null before
+A record is a dict: ``stage`` (``source``, ``join`` or ``sampling``), ``shard``, ``clock_us`` (the in-band clock, null before
 there is one), ``polled_us``, ``final`` (the input has ended), ``counts`` (name -> rows since the job began).
 Records are cumulative: the newest of each (stage, shard) counts, and their sum is the job's.
 """
@@ -12,10 +12,12 @@ from typing import Any
 
 from cuckooflow.transforms.in_band import NO_TIME_US
 
-JOIN, SAMPLING = "join", "sampling"
+SOURCE, JOIN, SAMPLING = "source", "join", "sampling"
 
 #: (stage, what came in, what it must equal the sum of).
 EQUATIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (SOURCE, "impressions_read", ("impressions_rows", "impressions_refused")),
+    (SOURCE, "actions_read", ("actions_rows", "actions_refused", "actions_of_other_types")),
     (JOIN, "impressions", ("examples", "impressions_waiting", "impressions_dead", "impressions_repeated")),
     (
         JOIN,

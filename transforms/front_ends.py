@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cuckooflow.transforms.coders import Keyed
 from cuckooflow.transforms.pollers import (
+    BALANCES,
     DEAD,
     STOP,
     OpenPoller,
@@ -55,7 +56,7 @@ FRONT_ENDS: tuple[FrontEnd, ...] = ("generator", "splittable", "stateful")
 
 
 class PollSourceTransform(beam.PTransform):
-    """A source: outputs ``main``, ``(key, RecordBatch)``, and ``dead``, dead letters.
+    """A source: outputs ``main``, ``(key, RecordBatch)``, ``dead``, dead letters, and ``balances``, dicts.
 
     Args:
         open_poller: see :data:`OpenPoller`.
@@ -91,8 +92,9 @@ class PollSourceTransform(beam.PTransform):
             make = _GeneratorPoll if self._front_end == "generator" else SplittablePoll
             fn = make(self._open_poller, self._poll_interval_us)
         poll = beam.ParDo(fn).with_output_types(Keyed)
-        tagged = start | "Poll" >> poll.with_outputs(DEAD, main="main")
+        tagged = start | "Poll" >> poll.with_outputs(DEAD, BALANCES, main="main")
         tagged[DEAD].element_type = pa.RecordBatch
+        tagged[BALANCES].element_type = dict[str, Any]
         return tagged
 
 

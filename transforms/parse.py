@@ -40,11 +40,14 @@ class Parsed:
         rows: in log order, in ``EventSchema.row_schema``; ``_wm`` is ``NO_TIME_US``, the poller sets it.
         dead: what was refused, by (offset, row), in ``DEAD_LETTER_SCHEMA``.
         left_out: reason -> how many, see :attr:`~cuckooflow.transforms.decoded.Decoded.left_out`.
+        read: how many rows there were before any was refused or left out; a message that is refused as a
+            whole is one, a message without items none.
     """
 
     rows: pa.RecordBatch
     dead: pa.RecordBatch
     left_out: Mapping[str, int] = field(default_factory=dict)
+    read: int = 0
 
 
 def parse_messages(
@@ -65,6 +68,7 @@ def parse_messages(
     """
     messages = batch.values.to_pylist()
     decoded = _decode(messages, schema)
+    read = _rows_read(decoded)
     parts = []
     for part in decoded.parts:
         wanted = _wanted(part, schema, decoded)
@@ -72,7 +76,7 @@ def parse_messages(
     rows = _assemble(parts, batch, log, schema)
     refused = _bytes_once(decoded.refused, messages)
     dead = dead_letters(log_name, batch.partition, batch.offsets, batch.append_us, refused)
-    return Parsed(rows, dead, decoded.left_out)
+    return Parsed(rows, dead, decoded.left_out, read)
 
 
 def parse_table(
@@ -93,6 +97,7 @@ def parse_table(
         log, log_name, schema, max_future_skew_us: as :func:`parse_messages`.
     """
     decoded = decode_table(table, schema)
+    read = _rows_read(decoded)
     count = table.num_rows
     nothing = pa.nulls(count, pa.binary())
     batch = MessageBatch(0, np.arange(count), append_us, nothing, count)
@@ -103,7 +108,7 @@ def parse_table(
         parts.append(_checked(wanted, messages, append_us, schema, max_future_skew_us, decoded))
     refused = sorted(decoded.refused, key=lambda entry: entry[:2])
     dead = dead_letters(log_name, 0, batch.offsets, append_us, refused)
-    return Parsed(_assemble(parts, batch, log, schema), dead, decoded.left_out)
+    return Parsed(_assemble(parts, batch, log, schema), dead, decoded.left_out, read)
 
 
 # --- by format ------------------------------------------------------------------------------
@@ -169,6 +174,11 @@ def _json_behind_blanks(
                 answer.refused[at] = entry._replace(value=messages[entry.message])
         decoded.add(answer)
     return decoded
+
+
+def _rows_read(decoded: Decoded) -> int:
+    rows = sum(len(part.message) for part in decoded.parts)
+    return rows + len(decoded.refused) + decoded.left_out.get(OTHER_ACTION, 0)
 
 
 # --- what every format's rows go through ----------------------------------------------------

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,66 +33,17 @@ from cuckooflow.transforms.in_band import (
 from cuckooflow.transforms.log_watch import LogWatch
 from cuckooflow.transforms.parse import parse_messages
 from cuckooflow.transforms.poll_elements import Element, shard_elements
+from cuckooflow.transforms.poll_options import PollOptions
 from cuckooflow.transforms.poll_state import PartitionState
+from cuckooflow.transforms.replay_pace import ReplayPace
+from cuckooflow.transforms.source_counts import SourceCounts
+
+__all__ = ["PartitionState", "PollCore", "PollOptions", "PollSource", "Polled"]
 
 _LOGGER = logging.getLogger(__name__)
 I64 = npt.NDArray[np.int64]
 #: What a partition may read of a poll, however many there are.
 _SHARE_BYTES_MIN = 1 << 20
-
-
-@dataclass(frozen=True)
-class PollOptions:
-    """How the logs are polled.
-
-    Attributes:
-        num_shards: keyed parallelism, fixed for the life of a job, default 8. Costs one element a
-            shard and poll.
-        max_skew_us: how far out of order a partition's event times may be, default 1 minute. Costs
-            freshness: every window closes that much later.
-        max_lead_us: a partition whose watermark is further ahead of the slowest one that has more to
-            read is paused, default 1 day.
-        max_future_skew_us: an event time further past its append time is a dead letter, default 1 hour.
-        live: whether a partition that was read to its end and stays silent for ``idle_after_us`` may
-            move the clock to now minus the skew, default false. Only for events of the present.
-        idle_after_us: see ``live``; default 10 s.
-        stop_at_end: where a partition's end is as the job starts, nothing follows, default false. A
-            sealed log ends in any case.
-        max_messages: of all partitions together in one poll, default 65,536. Costs memory.
-        max_bytes: of one partition in one poll, default 8 MiB. Costs memory.
-        max_poll_bytes: of all partitions together in one poll, default 32 MiB, each taking its part and at
-            least 1 MiB. Costs memory; a smaller one costs throughput, as each poll makes an element a shard.
-        heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s.
-        unavailable_for_us: how long a log's broker may be away before the poll raises, default 5 minutes. Until
-            then its partitions hold the clock.
-    """
-
-    num_shards: int = 8
-    max_skew_us: int = 60_000_000
-    max_lead_us: int = 86_400_000_000
-    max_future_skew_us: int = 3_600_000_000
-    live: bool = False
-    idle_after_us: int = 10_000_000
-    stop_at_end: bool = False
-    max_messages: int = 65_536
-    max_bytes: int = 8 << 20
-    max_poll_bytes: int = 32 << 20
-    heartbeat_us: int = 1_000_000
-    unavailable_for_us: int = 300_000_000
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "num_shards": 1, "max_skew_us": 0, "max_lead_us": 0, "max_future_skew_us": 0, "idle_after_us": 0,
-            "max_messages": 1, "max_bytes": 1, "max_poll_bytes": 1, "heartbeat_us": 1,
-            "unavailable_for_us": 0,
-        }  # fmt: skip
-        wrong = [
-            f"{n} >= {low}, received {getattr(self, n)}"
-            for n, low in bounds.items()
-            if getattr(self, n) < low
-        ]
-        if wrong:
-            raise SpecError(f"expected {'; '.join(wrong)}")
 
 
 @dataclass(frozen=True)
@@ -112,6 +64,7 @@ class Polled:
         rows: rows in the elements.
         progressed: whether anything was read or ended; else the caller may wait a little.
         paused: partitions, as (log, partition), that are too far ahead.
+        balances: records of what was read, see :mod:`~cuckooflow.transforms.balances`.
     """
 
     elements: list[Element]
@@ -119,6 +72,7 @@ class Polled:
     rows: int
     progressed: bool
     paused: tuple[tuple[int, int], ...] = ()
+    balances: Sequence[dict[str, Any]] = ()
 
 
 class PollCore:
@@ -155,6 +109,8 @@ class PollCore:
         self._last_element_us: int | None = None
         self._turn = 0
         self._hand_over = hand_over
+        self._pace = None if options.replay_speed is None else ReplayPace(options.replay_speed)
+        self._read_counts = SourceCounts(options.balance_interval_us)
         if state is None:
             self._partitions = {
                 (log, partition): self._begin(log, partition, source.reader)
@@ -200,6 +156,8 @@ class PollCore:
             wanted = [k for k in keys if k[0] == log and k not in paused and not self._partitions[k].ended]
             offsets = {partition: self._partitions[log, partition].next_offset for _, partition in wanted}
             watch.begin_poll(offsets, min(self.options.max_bytes, share))
+        if self._pace is not None:
+            self._read_ahead(self._pace, [key for key in keys if key not in paused], share, now_us)
         for key in keys[self._turn :] + keys[: self._turn]:
             now = self._partitions[key]
             if now.ended or key in paused or left <= 0 or left_bytes <= 0:
@@ -221,7 +179,9 @@ class PollCore:
             watch.report(
                 {p: now.next_offset for (of, p), now in self._partitions.items() if of == log}, now_us
             )
-        return Polled(elements, dead, sum(b.num_rows for _, b in elements), progressed, tuple(sorted(paused)))
+        rows_out = sum(batch.num_rows for _, batch in elements)
+        balances = self._read_counts.report(now_us, self.ended)
+        return Polled(elements, dead, rows_out, progressed, tuple(sorted(paused)), balances)
 
     def state(self) -> bytes:
         """Where the poller stands, to go on from later."""
@@ -230,6 +190,7 @@ class PollCore:
             "num_shards": self.options.num_shards,
             "last_element_us": self._last_element_us,
             "partitions": PartitionState.dump(self._partitions),
+            "counts": self._read_counts.counts,
         }
         return json.dumps(body, separators=(",", ":")).encode()
 
@@ -282,6 +243,7 @@ class PollCore:
                 "for the life of a job"
             )
         self._last_element_us = body["last_element_us"]
+        self._read_counts = SourceCounts(self.options.balance_interval_us, body["counts"])
         found = PartitionState.load(body["partitions"])
         for (log, partition), now in found.items():
             end = self._sources[log].reader.end_offset(partition)
@@ -314,8 +276,11 @@ class PollCore:
         if most <= 0:
             now.at_end = True
             return None, None, 0, 0
-        batch = self._watches[log].read(partition, now.next_offset, most, most_bytes, now_us)
-        if batch is None:  # neither at its end nor idle: its broker is away
+        if self._pace is not None and self._pace.holds(key):
+            batch = self._pace.due(key, now_us)
+        else:
+            batch = self._watches[log].read(partition, now.next_offset, most, most_bytes, now_us)
+        if batch is None:  # neither at its end nor idle: its broker is away, or its time has not come
             now.at_end, now.idle_since_us = False, None
             return None, None, 0, 0
         if now.stop_offset is not None:
@@ -334,6 +299,7 @@ class PollCore:
         rows, dead = parsed.rows, parsed.dead
         if self._hand_over is not None and dead.num_rows:
             dead = self._not_backfilled(rows, dead, now.watermark_us, self._hand_over.at_us)
+        self._read_counts.add(log, len(batch), parsed)
         if rows.num_rows:
             after = np.maximum.accumulate(rows.column("_time").to_numpy()) - self.options.max_skew_us
             after = np.maximum(after, now.watermark_us)
@@ -341,6 +307,22 @@ class PollCore:
             rows = rows.set_column(rows.schema.get_field_index("_wm"), "_wm", pa.array(before))
             now.watermark_us = int(after[-1])
         return rows, dead, len(batch), batch.values.nbytes
+
+    def _read_ahead(self, pace: ReplayPace, keys: Sequence[tuple[int, int]], share: int, now_us: int) -> None:
+        """Have the next messages of every partition, so that the earliest event is known."""
+        for log, partition in keys:
+            now, source = self._partitions[log, partition], self._sources[log]
+            if now.ended or pace.holds((log, partition)):
+                continue
+            most_bytes = min(self.options.max_bytes, share)
+            batch = self._watches[log].read(
+                partition, now.next_offset, self.options.max_messages, most_bytes, now_us
+            )
+            if batch is not None and len(batch):
+                rows = parse_messages(batch, log, source.reader.name, source.schema).rows
+                offsets, times_us = (rows.column(name).to_numpy() for name in ("_offset", "_time"))
+                pace.hold((log, partition), batch, offsets, times_us)
+        pace.begin(now_us)
 
     def _not_backfilled(
         self, rows: pa.RecordBatch, dead: pa.RecordBatch, watermark_us: int, at_us: int

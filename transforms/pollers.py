@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import apache_beam as beam
 import pyarrow as pa
 
-#: The tag of a source's second output.
-DEAD = "dead"
+#: The tags of a source's further outputs.
+DEAD, BALANCES = "dead", "balances"
 
 #: Set by :func:`stop_sources`.
 STOP = threading.Event()
@@ -42,6 +42,9 @@ class PollAnswer(Protocol):
     def dead(self) -> Sequence[pa.RecordBatch]: ...
 
     @property
+    def balances(self) -> Sequence[dict[str, Any]]: ...
+
+    @property
     def progressed(self) -> bool: ...
 
 
@@ -67,10 +70,12 @@ OpenPoller = Callable[[bytes | None], Poller]
 
 
 def outputs(answer: PollAnswer) -> Iterator[Any]:
-    """A poll's elements and, tagged ``DEAD``, its dead letters, as a DoFn yields them."""
+    """A poll's elements and, tagged, its dead letters and balances, as a DoFn yields them."""
     yield from answer.elements
     for letters in answer.dead:
         yield beam.pvalue.TaggedOutput(DEAD, letters)
+    for record in answer.balances:
+        yield beam.pvalue.TaggedOutput(BALANCES, record)
 
 
 # --- between two bundles --------------------------------------------------------------------

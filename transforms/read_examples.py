@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -62,6 +63,7 @@ class ExamplesPolled:
     elements: list[tuple[int, pa.RecordBatch]]
     dead: list[pa.RecordBatch]
     progressed: bool
+    balances: tuple[dict[str, Any], ...] = ()
 
 
 class ExamplesPoller:

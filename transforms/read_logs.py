@@ -44,7 +44,8 @@ class ReadLogs(PollSourceTransform):
     """Read both event logs.
 
     Outputs: ``main``, ``(shard, RecordBatch)`` with the columns and the header of
-    :mod:`cuckooflow.transforms.in_band`; ``dead``, batches of ``DEAD_LETTER_SCHEMA``.
+    :mod:`cuckooflow.transforms.in_band`; ``dead``, batches of ``DEAD_LETTER_SCHEMA``; ``balances``, records of
+    :mod:`cuckooflow.transforms.balances`.
 
     Args:
         impressions, actions: the logs.

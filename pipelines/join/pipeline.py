@@ -62,6 +62,7 @@ def build_join(
         ("WriteUnmatched", joined.unmatched, logs.unmatched),
         ("WriteRefusedEvents", elements.dead, logs.dead_letters),
         ("WriteRefusedRows", joined.dead, logs.dead_letters),
+        ("WriteSourceBalances", elements.balances, logs.join_balances),
         ("WriteJoinBalances", joined.balances, logs.join_balances),
         ("WriteSamplingBalances", sampled["balances"], logs.join_balances),
     ):

@@ -178,7 +178,11 @@ def test_requests_explode_into_impressions_and_meet_their_actions(spec: Path, cl
     counts = Counter(action["action"] for action in actions)
     sums = totals(read(job.path(job.logs.join_balances.path)))
     assert imbalances(sums) == []
-    assert sums["join"]["actions"] == counts["click"] + counts["like"]
+    wanted = counts["click"] + counts["like"]
+    assert sums["join"]["actions"] == sums["source"]["actions_rows"] == wanted
+    assert sums["source"]["actions_of_other_types"] == len(actions) - wanted
+    assert sums["join"]["impressions"] == sums["source"]["impressions_rows"] == len(expected)
+    assert sums["source"]["impressions_messages_without_items"] == 8
 
 
 def read(path: Path) -> list[dict[str, Any]]:

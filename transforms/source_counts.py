@@ -1,0 +1,48 @@
+"""What a source read and what became of it, since the job began; for the balances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cuckooflow.transforms.balances import SOURCE, balance_record
+from cuckooflow.transforms.decoded import NO_ITEMS, OTHER_ACTION
+from cuckooflow.transforms.in_band import LOG_NAMES
+from cuckooflow.transforms.parse import Parsed
+
+
+class SourceCounts:
+    """Counts by log; a part of the poller's state, so that a restart counts nothing twice. Not thread-safe.
+
+    Args:
+        interval_us: between two reports while something is read.
+        counts: what :attr:`counts` was when the state was kept.
+    """
+
+    def __init__(self, interval_us: int, counts: Mapping[str, int] | None = None) -> None:
+        self.counts: dict[str, int] = dict(counts or {})
+        self._interval_us = interval_us
+        self._reported_us: int | None = None
+        self._reported: dict[str, int] | None = None
+
+    def add(self, log: int, messages: int, parsed: Parsed) -> None:
+        """Count a batch of messages that was parsed."""
+        found = {
+            "messages": messages,
+            "read": parsed.read,
+            "rows": parsed.rows.num_rows,
+            "refused": parsed.dead.num_rows,
+            "of_other_types": parsed.left_out.get(OTHER_ACTION, 0),
+            "messages_without_items": parsed.left_out.get(NO_ITEMS, 0),
+        }
+        for name, count in found.items():
+            key = f"{LOG_NAMES[log]}_{name}"
+            self.counts[key] = self.counts.get(key, 0) + count
+
+    def report(self, now_us: int, final: bool) -> list[dict[str, Any]]:
+        """A balance record where one is due."""
+        waited = self._reported_us is None or now_us - self._reported_us >= self._interval_us
+        if not final and (not waited or self.counts == self._reported):
+            return []
+        self._reported_us, self._reported = now_us, dict(self.counts)
+        return [balance_record(SOURCE, 0, self.counts, None, now_us, final)]
