@@ -148,6 +148,19 @@ class ReportingReader(Protocol):
         ...
 
 
+@runtime_checkable
+class RetainingReader(Protocol):
+    """A reader of a log that deletes old messages by itself."""
+
+    def retention_us(self) -> int | None:
+        """How long a message is kept at least, in microseconds; None: for ever, or it may not be known.
+
+        Raises:
+            LogUnavailable: no broker answers.
+        """
+        ...
+
+
 class Sent(Protocol):
     """Messages on their way."""
 

@@ -153,6 +153,14 @@ class KafkaLogReader:
         finally:
             admin.close()
 
+    def retention_us(self) -> int | None:
+        """See :class:`~cuckooflow.logs.contract.RetainingReader`: the topic's ``retention.ms``."""
+        config = self.config()
+        if config is None or "delete" not in config.get("cleanup.policy", "delete"):
+            return None
+        kept_ms = int(config.get("retention.ms", -1))
+        return None if kept_ms < 0 else kept_ms * 1_000
+
     def close(self) -> None:
         """Close the connections. Idempotent."""
         self._source.close()

@@ -42,6 +42,7 @@ _PAUSE_FIRST_S, _PAUSE_LAST_S = 0.02, 0.5
 #: All partitions of one answer together.
 _ANSWER_BYTES_MAX = 64 << 20
 _EARLIEST, _LATEST = -2, -1
+_LAST_TURNS = 3
 _NO_WAIT_MS = 0
 _WRONG_OFFSET = kafka_errors.OffsetOutOfRangeError.errno
 _CORRUPT = kafka_errors.CorruptRecordError.errno
@@ -291,4 +292,6 @@ class PythonSource:
 
 def _close(manager: KafkaConnectionManager, net: NetworkSelector) -> None:
     manager.close()
+    for _ in range(_LAST_TURNS):  # a connection that was about to write closes only after that
+        net.poll(timeout_ms=1)
     net.close()

@@ -32,6 +32,8 @@ from cuckooflow.transforms.repeat_window import RepeatWindow
 IDENTITY_COLUMNS = ("_id_hi", "_id_lo")
 _POSITION_FIELDS = (pa.field("_offset", pa.int64()), pa.field("_row", pa.int32()))
 _SEED_MESSAGES_FIRST = 64
+#: Past every position.
+_NO_BOUND = Position(1 << 62)
 
 
 @dataclass
@@ -118,7 +120,7 @@ class ExamplesReader:
         Args:
             partition: of the log.
             first: where to begin; give ``header.range.last`` to continue.
-            last: where to end, exclusive; None for the log's end as it is now.
+            last: where to end, exclusive; None for what is there now.
             max_rows: rows to look at, dropped ones included, at least one message's part.
             start, polled_us: go into the header; ``start`` is ``first`` where none is given.
 
@@ -133,17 +135,9 @@ class ExamplesReader:
         """
         if max_rows < 1:
             raise ValueError(f"expected max_rows of 1 or more, received {max_rows}")
-        end_offset = self.reader.end_offset(partition)
-        bound = Position(end_offset) if last is None else last
-        if (
-            bound > Position(end_offset)
-            or first > bound
-            or first.offset < self.reader.start_offset(partition)
-        ):
-            raise OffsetOutOfRange(
-                f"expected a range of {self.log}/{partition} within {self.reader.start_offset(partition)} to "
-                f"{end_offset}, received {tuple(first)} to {tuple(bound)}"
-            )
+        bound = _NO_BOUND if last is None else last
+        if first > bound or (last is not None and last > Position(self.reader.end_offset(partition))):
+            raise self._out_of_range(partition, first, bound)
         cursor = self._cursor(partition, first)
         pieces = _Pieces()
         refused_batches: list[pa.RecordBatch] = []
@@ -152,6 +146,11 @@ class ExamplesReader:
             ask = max(1, min(left, int(left / cursor.rows_per_message)))
             batch = self.reader.read(partition, at.offset, max_messages=ask)
             if len(batch) == 0:
+                if batch.next_offset > at.offset:  # a hole
+                    at = min(Position(batch.next_offset), bound)
+                    continue
+                if at.row:
+                    raise self._out_of_range(partition, first, bound)
                 break
             refused: list[Refused] = []
             for i, value in enumerate(batch.values):
@@ -189,6 +188,13 @@ class ExamplesReader:
         range_ = LogRange(self.log, self._incarnation, partition, first, at)
         header = RangeHeader(range_, first if start is None else start, polled_us, repeated=repeated)
         return attach_range(rows, header), header
+
+    def _out_of_range(self, partition: int, first: Position, bound: Position) -> OffsetOutOfRange:
+        kept = self.reader.start_offset(partition), self.reader.end_offset(partition)
+        return OffsetOutOfRange(
+            f"expected a range of {self.log}/{partition} within {kept[0]} to {kept[1]}, received {tuple(first)} to "
+            f"{'its end' if bound == _NO_BOUND else tuple(bound)}"
+        )
 
     def _without_repeats(self, cursor: _Cursor, pieces: _Pieces) -> tuple[pa.RecordBatch, int]:
         """The rows that are no repeats, with their positions, and how many were dropped."""

@@ -48,18 +48,27 @@ class LogWatch:
             LogUnavailable: it has been away for longer than it may be.
             LogError: as :meth:`~cuckooflow.logs.contract.LogReader.read`.
         """
-        if self._away_in_this_poll:
-            return None  # each further wait would hold up the other log
+        if self.away:
+            return None
         try:
             batch = self.reader.read(partition, offset, max_messages=max_messages, max_bytes=max_bytes)
         except LogUnavailable as error:
             self.note_away(error, now_us)
             return None
+        self.note_answer(now_us)
+        return batch
+
+    @property
+    def away(self) -> bool:
+        """Whether it did not answer in this poll: each further wait would hold up others."""
+        return self._away_in_this_poll
+
+    def note_answer(self, now_us: int) -> None:
+        """The broker answered."""
         if self._away_since_us is not None:
             away_s = (now_us - self._away_since_us) / 1e6
             _LOGGER.warning("log=%s available again after_s=%.1f", self.reader.name, away_s)
             self._away_since_us = None
-        return batch
 
     def note_away(self, error: LogUnavailable, now_us: int) -> None:
         """The broker did not answer.

@@ -11,12 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from cuckooflow.errors import LogError, OffsetOutOfRange, SpecError
+from cuckooflow.errors import LogError, LogUnavailable, OffsetOutOfRange, PartitionsChanged, SpecError
 from cuckooflow.logs.address import LogAddress, to_address
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
+from cuckooflow.transforms.log_watch import LogWatch
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
+
+#: Of each partition in one look at all of them.
+_PREFETCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class ExamplesOptions:
         stop_at_end: a partition ends where it ends as the job starts, default false. A sealed log
             ends in any case.
         heartbeat_us: with nothing new, each partition still gets an element this often, default 1 s.
+        unavailable_for_us: how long the log's broker may be away before the poll raises, default 5 minutes.
     """
 
     starts: Mapping[int, Position] = field(default_factory=dict)
@@ -38,6 +43,7 @@ class ExamplesOptions:
     max_rows: int = 8_192
     stop_at_end: bool = False
     heartbeat_us: int = 1_000_000
+    unavailable_for_us: int = 300_000_000
 
     def __post_init__(self) -> None:
         if self.dedupe_rows < 0 or self.max_rows < 1 or self.heartbeat_us < 1:
@@ -71,6 +77,7 @@ class ExamplesPoller:
 
     Raises:
         OffsetOutOfRange: a start lies past the log's end, or before what retention has kept.
+        PartitionsChanged: the log has another number of partitions than in the state, or than when it was opened.
         LogError: the state belongs to another log.
         SpecError: a start names a partition that the log does not have.
     """
@@ -82,6 +89,7 @@ class ExamplesPoller:
         unknown = sorted(set(options.starts) - set(log.partitions()))
         if unknown:
             raise SpecError(f"expected starts for partitions of {list(log.partitions())}, received {unknown}")
+        self._watch = LogWatch(log, options.unavailable_for_us)
         self._partitions: dict[int, _Partition] = {}
         if state is not None:
             body = json.loads(state)
@@ -98,6 +106,7 @@ class ExamplesPoller:
                     spoken_us,
                     ended,
                 )
+            self._check_count()
         else:
             for partition in log.partitions():
                 start = options.starts.get(partition, Position(log.start_offset(partition)))
@@ -122,18 +131,26 @@ class ExamplesPoller:
         elements: list[tuple[int, pa.RecordBatch]] = []
         dead: list[pa.RecordBatch] = []
         progressed = False
+        self._check_count()
+        open_ = {p: s.position.offset for p, s in self._partitions.items() if not s.ended}
+        self._watch.begin_poll(open_, _PREFETCH_BYTES)
         for partition, now in self._partitions.items():
-            if now.ended:
+            if now.ended or self._watch.away:
                 continue
-            over = self._is_over(partition, now)  # before the read: what was there then is read now
-            batch, header = self._reader.read(
-                partition,
-                now.position,
-                now.stop,
-                self._options.max_rows,
-                start=now.start,
-                polled_us=now_us,
-            )
+            try:
+                over = self._is_over(partition, now)  # before the read: what was there then is read now
+                batch, header = self._reader.read(
+                    partition,
+                    now.position,
+                    now.stop,
+                    self._options.max_rows,
+                    start=now.start,
+                    polled_us=now_us,
+                )
+            except LogUnavailable as error:
+                self._watch.note_away(error, now_us)
+                continue
+            self._watch.note_answer(now_us)
             if self._reader.dead_letters.num_rows:
                 dead.append(self._reader.dead_letters)
             moved = header.range.last != now.position
@@ -147,6 +164,7 @@ class ExamplesPoller:
                 elements = [e for e in elements if e[0] != partition] + [(partition, last)]
                 now.ended = True
             progressed |= moved or now.ended
+        self._watch.report({p: s.position.offset for p, s in self._partitions.items()}, now_us)
         return ExamplesPolled(elements, dead, progressed)
 
     def state(self) -> bytes:
@@ -166,6 +184,15 @@ class ExamplesPoller:
             ],
         }
         return json.dumps(body, separators=(",", ":")).encode()
+
+    def _check_count(self) -> None:
+        log = self._reader.reader
+        if len(log.partitions()) != len(self._partitions):
+            raise PartitionsChanged(
+                f"expected the examples log {log.name} to have {len(self._partitions)} partitions as before, found "
+                f"{len(log.partitions())}: its number is fixed when it is created; create a log under another name "
+                "and begin the job and its store anew"
+            )
 
     def _is_over(self, partition: int, now: _Partition) -> bool:
         if now.stop is not None:

@@ -11,6 +11,7 @@ from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
 from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
+from cuckooflow.transforms.replay_bound import ReplayBound
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,11 @@ def _open_poller(
     actions: LogInput,
     options: PollOptions,
     hand_over: HandOver | None,
+    replay: ReplayBound | None,
     state: bytes | None,
 ) -> PollCore:
+    if replay is not None:
+        replay.check(state)
     return PollCore(impressions.open(), actions.open(), options, state, hand_over)
 
 
@@ -54,6 +58,8 @@ class ReadLogs(PollSourceTransform):
         poll_interval_us: the wait after a poll that found nothing, default 100 ms.
         firing: for ``stateful``, see :class:`~cuckooflow.transforms.stateful_poll.Firing`.
         hand_over: where a backfill ended, see :class:`~cuckooflow.transforms.poll_core.PollCore`.
+        replay: what a start, or a resume, may write again; default None: it is not held against anything. It is
+            checked where the source runs, since only there it is known from where it goes on.
 
     Raises:
         LogNotFound, SpecError: a log is not there, or the two do not go together; while the pipeline is
@@ -69,8 +75,9 @@ class ReadLogs(PollSourceTransform):
         poll_interval_us: int = 100_000,
         firing: Firing | None = None,
         hand_over: HandOver | None = None,
+        replay: ReplayBound | None = None,
     ) -> None:
         options = options or PollOptions()
-        open_poller = partial(_open_poller, impressions, actions, options, hand_over)
-        open_poller(None)
+        _open_poller(impressions, actions, options, hand_over, None, None)
+        open_poller = partial(_open_poller, impressions, actions, options, hand_over, replay)
         super().__init__(open_poller, front_end, poll_interval_us, firing)

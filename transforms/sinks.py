@@ -156,8 +156,8 @@ class _AppendExamples(_Append):
         self._count = count
 
     def setup(self) -> None:
-        super().setup()
         examples_partitions(self._address, self._count)
+        super().setup()
 
     def process(self, element: tuple[int, pa.RecordBatch]) -> None:
         shard, batch = element

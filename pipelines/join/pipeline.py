@@ -19,6 +19,7 @@ from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.negative_sampling import NegativeSampling
 from cuckooflow.transforms.online_join import OnlineJoin
 from cuckooflow.transforms.read_logs import LogInput, ReadLogs
+from cuckooflow.transforms.replay_bound import ReplayBound
 from cuckooflow.transforms.sinks import WriteExamples, WriteJsonLines
 
 
@@ -39,14 +40,18 @@ def build_join(
     """
     logs = job.logs
     impressions, actions = impression_schema(job), action_schema(job)
+    create_missing(job, logs.examples, "frames")
+    examples = job.address(logs.examples)
+    # What a backfill has written lies in files, and what the log holds was written before it: neither is replayed.
+    replay = ReplayBound(examples, job.training.dedupe_rows) if hand_over is None else None
     elements = pipeline | "ReadLogs" >> ReadLogs(
         LogInput(job.address(logs.impressions), impressions),
         LogInput(job.address(logs.actions), actions),
         poll_options(job, stop_at_end),
         front_end,
         hand_over=hand_over,
+        replay=replay,
     )
-    create_missing(job, logs.examples, "frames")
     for log in (logs.late, logs.unmatched, logs.dead_letters, logs.join_balances):
         create_missing(job, log, "lines")
     joined = elements.main | "OnlineJoin" >> OnlineJoin(
@@ -56,7 +61,7 @@ def build_join(
     sampled = {"examples": joined.examples, "late": joined.late} | "NegativeSampling" >> NegativeSampling(
         sampling.rate, sampling.seed, job.join.balance_interval
     )
-    sampled["examples"] | "WriteExamples" >> WriteExamples(job.address(logs.examples))
+    sampled["examples"] | "WriteExamples" >> WriteExamples(examples)
     for name, records, log in (
         ("WriteLate", sampled["late"], logs.late),
         ("WriteUnmatched", joined.unmatched, logs.unmatched),

@@ -13,8 +13,9 @@ from cuckooflow.pipelines.join.pipeline import create_missing
 from cuckooflow.pipelines.options import correction, snapshot_options, store_addresses, training_options
 from cuckooflow.transforms.emit_snapshots import EmitSnapshots
 from cuckooflow.transforms.examples_reader import ExamplesReader
-from cuckooflow.transforms.front_ends import FrontEnd
+from cuckooflow.transforms.front_ends import FrontEnd, wall_clock_us
 from cuckooflow.transforms.read_examples import ExamplesOptions, ReadExamples
+from cuckooflow.transforms.retention_check import check_retention
 from cuckooflow.transforms.sinks import WriteJsonLines, examples_partitions
 from cuckooflow.transforms.train_step import TrainConfig, TrainStep
 
@@ -25,6 +26,8 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
     Raises:
         StoreUnavailable: the store does not answer.
         OffsetOutOfRange: the store is ahead of the examples log, or what it needs was deleted.
+        RetentionTooShort: what it needs will be deleted.
+        PartitionsChanged: the examples topic has another number of partitions than the spec says.
     """
     logs = job.logs
     create_missing(job, logs.examples, "frames")
@@ -38,10 +41,14 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
         marks = store.marks(examples.name)
     finally:
         store.close()
+    starts = {partition: min(positions) for partition, positions in marks.items()}
+    reader = examples.open_reader()
+    check_retention(reader, starts, job.store.checkpoint_interval, wall_clock_us())
+    reader.close()
     elements = pipeline | "ReadExamples" >> ReadExamples(
         examples,
         ExamplesOptions(
-            starts={partition: min(positions) for partition, positions in marks.items()},
+            starts=starts,
             dedupe_rows=job.training.dedupe_rows,
             stop_at_end=stop_at_end,
         ),
