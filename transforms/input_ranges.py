@@ -15,8 +15,11 @@ from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.parse import Parsed, parse_messages
 from cuckooflow.transforms.poll_core import PollSource
 
-#: Messages that an estimate reads of a range.
+#: A range of a log holds about so many bytes at most, default 64 MiB: a task of the first pass.
+RANGE_BYTES = 64 << 20
+#: What an estimate reads of a range at most: messages, and bytes at either end.
 SAMPLE_MESSAGES = 2_048
+SAMPLE_BYTES = 512 << 10
 
 
 class InputRange(Protocol):
@@ -102,7 +105,7 @@ class LogRangeInput:
         with contextlib.closing(opened.reader) as reader:
             for at in sorted({self.first, max(self.first + half, self.last - half)}):
                 if at < self.last:
-                    batch = reader.read(self.partition, at, max_messages=min(half, self.last - at))
+                    batch = reader.read(self.partition, at, min(half, self.last - at), SAMPLE_BYTES)
                     parsed = parse_messages(batch, self.log, reader.name, opened.schema, max_future_skew_us)
                     parts.append(parsed)
                     messages += len(batch)
@@ -111,29 +114,38 @@ class LogRangeInput:
         return Parsed(rows, dead), min(1.0, messages / (self.last - self.first))
 
 
-def log_ranges(
-    source: OpenLog, log: int, range_messages: int, spans: Mapping[int, tuple[int, int]]
-) -> list[LogRangeInput]:
-    """A log, cut into ranges.
+@dataclass(frozen=True)
+class LogSpan:
+    """What of a partition is read, and in which steps.
 
-    Args:
-        range_messages: offsets in a range at most. Costs memory where it is read.
-        spans: partition -> first offset and end.
+    Attributes:
+        first, end: offsets, half open.
+        step: offsets of a range.
+        message_bytes: of a message, roughly.
     """
+
+    first: int
+    end: int
+    step: int
+    message_bytes: float
+
+
+def log_span(reader: LogReader, partition: int, range_messages: int) -> LogSpan:
+    """A partition as it is now, in ranges of so many messages at most, and of about :data:`RANGE_BYTES`."""
+    first, end = reader.start_offset(partition), reader.end_offset(partition)
+    head = reader.read(partition, first, max_messages=256) if first < end else None
+    each = max(1.0, head.values.nbytes / max(1, len(head))) if head is not None else 1.0
+    return LogSpan(first, end, max(1, min(range_messages, int(RANGE_BYTES / each))), each)
+
+
+def log_ranges(
+    source: OpenLog, log: int, incarnation: str, spans: Mapping[int, LogSpan]
+) -> list[LogRangeInput]:
+    """The ranges of a log, by partition."""
     ranges = []
-    with contextlib.closing(source.open().reader) as reader:
-        incarnation = reader.incarnation()
-        for partition, (first, end) in spans.items():
-            bytes_each = _bytes_each(reader, partition, first, end)
-            for at in range(first, end, range_messages):
-                last = min(at + range_messages, end)
-                size = int(bytes_each * (last - at))
-                ranges.append(LogRangeInput(source, log, incarnation, partition, at, last, size))
+    for partition, span in spans.items():
+        for at in range(span.first, span.end, span.step):
+            last = min(at + span.step, span.end)
+            size = int(span.message_bytes * (last - at))
+            ranges.append(LogRangeInput(source, log, incarnation, partition, at, last, size))
     return ranges
-
-
-def _bytes_each(reader: LogReader, partition: int, first: int, end: int) -> float:
-    if first == end:
-        return 0.0
-    head = reader.read(partition, first, max_messages=256)
-    return max(1.0, head.values.nbytes / max(1, len(head)))

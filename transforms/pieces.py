@@ -163,14 +163,17 @@ class Catalogue:
         return Catalogue(list(files), pieces, blocks)
 
     def where(self, mask: npt.NDArray[np.bool_], latest_us: npt.NDArray[np.int64] | None = None) -> Pieces:
+        """Those of the pieces that a mask, (n,), marks; see :meth:`at`."""
+        return self.at(np.flatnonzero(mask), latest_us)
+
+    def at(self, chosen: npt.NDArray[Any], latest_us: npt.NDArray[np.int64] | None = None) -> Pieces:
         """Some of the pieces, by file and place in it.
 
         Args:
-            mask: (n,) which.
+            chosen: their numbers.
             latest_us: for each block, the latest event time before it (see
                 :func:`~cuckooflow.transforms.prefix_watermarks.latest_before_blocks`).
         """
-        chosen = np.flatnonzero(mask)
         chosen = chosen[np.lexsort((self.pieces["at"][chosen], self.pieces["file"][chosen]))]
         p = {name: values[chosen] for name, values in self.pieces.items()}
         used = np.unique(p["file"])

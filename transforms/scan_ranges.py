@@ -47,8 +47,8 @@ class ScanOptions:
         keys_until_us: keys of impressions before this are settled.
         key: columns of the join key.
         key_buckets: keys are settled in so many parts. More parts need less memory each, and more files.
+        block_offsets: how many offsets make a block of an input without order. Costs memory.
         flush_bytes: rows are written out when so many were read, default 64 MiB. Costs memory.
-        block_offsets: how many offsets make a block of an input without order, default 8,192. Costs memory.
     """
 
     max_future_skew_us: int
@@ -59,8 +59,8 @@ class ScanOptions:
     keys_until_us: int
     key: tuple[str, ...]
     key_buckets: int
+    block_offsets: int
     flush_bytes: int = 64 << 20
-    block_offsets: int = 8_192
 
 
 def scan_range(range_: InputRange, options: ScanOptions, writer: PieceWriter) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC
 from typing import Any
 
@@ -14,7 +14,7 @@ from cuckooflow.pipelines.options import action_schema, impression_schema
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS, LOG_NAMES
 from cuckooflow.transforms.input_files import FileInput
-from cuckooflow.transforms.input_ranges import InputRange, log_ranges
+from cuckooflow.transforms.input_ranges import InputRange, LogSpan, log_ranges, log_span
 from cuckooflow.transforms.placed_rows import PlaceColumns
 from cuckooflow.transforms.read_logs import LogInput
 
@@ -64,8 +64,11 @@ class JobInputs:
                 found[LOG_NAMES[log]] = {"files": source.listing()}
                 continue
             with contextlib.closing(source.open().reader) as reader:
-                spans = [[p, reader.start_offset(p), reader.end_offset(p)] for p in reader.partitions()]
-                found[LOG_NAMES[log]] = {"incarnation": reader.incarnation(), "spans": spans}
+                spans = {p: log_span(reader, p, self.range_messages) for p in reader.partitions()}
+                found[LOG_NAMES[log]] = {
+                    "incarnation": reader.incarnation(),
+                    "spans": [[p, *astuple(span)] for p, span in spans.items()],
+                }
         return found
 
     def partitions(self, listing: Mapping[str, Any]) -> dict[tuple[int, int], str]:
@@ -73,7 +76,7 @@ class JobInputs:
         found = {}
         for log in self.sources:
             listed = listing[LOG_NAMES[log]]
-            for partition, _, _ in listed.get("spans", []):
+            for partition, *_ in listed.get("spans", []):
                 found[log, partition] = str(listed["incarnation"])
         return found
 
@@ -96,8 +99,8 @@ class JobInputs:
                     f"expected the {LOG_NAMES[log]} log of incarnation {listed['incarnation']}, found "
                     f"{incarnation}: it was recreated; begin the backfill anew with --restart"
                 )
-            spans = {p: (first, end) for p, first, end in listed["spans"]}
-            ranges += log_ranges(source, log, self.range_messages, spans)
+            spans = {p: LogSpan(*span) for p, *span in listed["spans"]}
+            ranges += log_ranges(source, log, incarnation, spans)
         return ranges
 
 

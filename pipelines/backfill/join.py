@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cuckooflow.errors import BackfillUnbalanced
-from cuckooflow.pipelines.backfill.estimate import choose_layout, sample_inputs
+from cuckooflow.pipelines.backfill.estimate import Layout, choose_layout, sample_inputs
 from cuckooflow.pipelines.backfill.handing_over import HAND_OVER, make_hand_over
 from cuckooflow.pipelines.backfill.inputs import JobInputs
 from cuckooflow.pipelines.backfill.request import BackfillRequest
@@ -90,10 +90,10 @@ def run_join_backfill(
     with FolderLock(request.out):
         inputs = JobInputs.of(job, request.range_messages)
 
-        def begin() -> tuple[dict[str, Any], int, int]:
+        def begin() -> tuple[dict[str, Any], Layout]:
             listing = inputs.listing()
             samples = [sample for sample, _ in sample_inputs(inputs.ranges(listing), job)]
-            return listing, *choose_layout(samples, job, request.slice_bytes)
+            return listing, choose_layout(samples, job, request.slice_bytes)
 
         asked = fingerprint(_asked(job, request, inputs))
         state, resumed = resume_or_begin(request.out, asked, begin, request.restart)
@@ -132,12 +132,13 @@ def backfill_options(job: JobSpec, request: BackfillRequest, state: RunState) ->
     scan = ScanOptions(
         max_future_skew_us=job.join.max_future_skew,
         num_shards=join.num_shards,
-        slice_us=state.slice_us,
+        slice_us=state.layout.slice_us,
         impressions_us=(first_us - window_us, until_us),
         actions_us=(first_us - window_us, until_us + window_us + 1),
         keys_until_us=until_us,
         key=join.key,
-        key_buckets=state.key_buckets,
+        key_buckets=state.layout.key_buckets,
+        block_offsets=state.layout.block_offsets,
     )
     impressions, actions = declared_columns(job)
     return BackfillOptions(
@@ -233,7 +234,7 @@ class _Backfill:
                 self._pieces("keys", bucket),
                 scanned.where(keys & (scanned.pieces["place"] == bucket), latest_us),
             )
-            for bucket in range(self._state.key_buckets)
+            for bucket in range(self._state.layout.key_buckets)
         ]
         self._run("keys", tasks)
         return Catalogue.load([task.path for task in tasks])
@@ -317,16 +318,18 @@ class _Backfill:
 def unordered_blocks(scanned: Catalogue, options: BackfillOptions) -> list[tuple[UnorderedBlock, ...]]:
     """The blocks that are to be put in order, neighbours together up to :data:`ORDER_BYTES`."""
     p = scanned.pieces
-    mask = np.isin(p["kind"], (UNORDERED_ROWS, UNORDERED_LETTERS))
-    places = np.stack((p["place"] % 2, p["shard"], p["place"] // 2))[:, mask]
-    distinct, codes = np.unique(places, axis=1, return_inverse=True)
-    of_block = np.full(len(mask), -1, np.int64)
-    of_block[mask] = codes.reshape(-1)
+    mine = np.flatnonzero(np.isin(p["kind"], (UNORDERED_ROWS, UNORDERED_LETTERS)))
+    keys = np.stack((p["place"][mine] // 2, p["shard"][mine], p["place"][mine] % 2))
+    order = np.lexsort(keys)
+    mine, keys = mine[order], keys[:, order]
     tasks: list[tuple[UnorderedBlock, ...]] = []
     group: list[UnorderedBlock] = []
     group_bytes = 0
-    for number, (log, partition, block) in enumerate(distinct.T.tolist()):
-        pieces = scanned.where(of_block == number)
+    for part in np.split(np.arange(len(mine)), np.flatnonzero((np.diff(keys, axis=1) != 0).any(axis=0)) + 1):
+        if not len(part):
+            continue
+        block, partition, log = keys[:, part[0]].tolist()
+        pieces = scanned.at(mine[part])
         group.append(UnorderedBlock(log, partition, block * options.scan.block_offsets, pieces))
         group_bytes += int(pieces.bytes.sum())
         if group_bytes >= ORDER_BYTES:

@@ -38,7 +38,7 @@ class Costs:
         keys_s: of an impression whose key is settled.
         join_s: of a row joined, its outputs written.
         row_disk, key_disk: bytes of a row and of a key laid out.
-        out_disk: bytes of the results of one impression.
+        out_disk: bytes of one example; late and unmatched actions of a sample say nothing of those of all.
     """
 
     scan_s: float
@@ -60,7 +60,7 @@ class Estimate:
         slice_us: of a slice.
         slice_bytes: rows of a slice and shard in memory, of an average one.
         seconds: of one core.
-        work_disk, out_disk: bytes, while it runs and of its results.
+        work_disk, out_disk: bytes, while it runs and of its examples.
     """
 
     read: dict[int, int]
@@ -92,8 +92,9 @@ def estimate(job: JobSpec, request: BackfillRequest) -> Estimate:
         raise InputFileWrong(
             "expected events in the inputs, a sample of them holds none; look at the dead letters"
         )
-    slice_us, key_buckets = choose_layout(samples, job, request.slice_bytes)
-    state = RunState("plan", "", {}, slice_us, key_buckets)
+    layout = choose_layout(samples, job, request.slice_bytes)
+    slice_us = layout.slice_us
+    state = RunState("plan", "", {}, layout)
     options = backfill_options(job, request, state)
     costs = _measure(sampled, options, reading_s)
     window_us = options.schema.options.window_us
@@ -115,7 +116,7 @@ def estimate(job: JobSpec, request: BackfillRequest) -> Estimate:
         ranges=len(ranges),
         slices=(until_us - first_us) // slice_us,
         shards=options.scan.num_shards,
-        key_buckets=key_buckets,
+        key_buckets=layout.key_buckets,
         slice_us=slice_us,
         slice_bytes=int(slice_bytes),
         seconds=seconds,
@@ -155,31 +156,36 @@ def _measure(
         actions_us=everything,
         keys_until_us=_ALWAYS_US,
         key_buckets=1,
-        num_shards=1,
     )
     options = replace(options, scan=scan, partitions=1)
     rows = max(1, sum(p.rows.num_rows for _, held in sampled for p in held))
     shown = max(1, sum(p.rows.num_rows for s, held in sampled if s.log == IMPRESSIONS for p in held))
     with tempfile.TemporaryDirectory(prefix="cuckooflow-plan-") as folder:
-        tasks = [ScanTask(f"{folder}/scan-{s.log}", _Held(s.log, held)) for s, held in sampled]
+        # Each range is a partition of its own: what was left out between them says nothing of their order.
+        ranges = [_Held(s.log, (part,), n) for s, held in sampled for n, part in enumerate(held)]
+        tasks = [ScanTask(f"{folder}/scan-{n}", range_) for n, range_ in enumerate(ranges)]
         scan_s = reading_s + _timed(tasks, options)
         scanned = Catalogue.load([task.path for task in tasks])
         latest_us = before_blocks(scanned)
         kind = scanned.pieces["kind"]
         settle = SettleTask(f"{folder}/keys", scanned.where(kind == KEYS, latest_us))
         keys_s = _timed([settle], options)
-        both = scanned.where((kind == IMPRESSION_ROWS) | (kind == ACTION_ROWS), latest_us)
+        rows_of = (kind == IMPRESSION_ROWS) | (kind == ACTION_ROWS)
         verdicts = Catalogue.load([settle.path])
-        refused = verdicts.where(verdicts.pieces["rows"] > 0)
-        join_s = _timed([SliceTask(f"{folder}/day", "plan", 0, 0, both.with_more(refused))], options)
-        out = sum(path.stat().st_size for path in (Path(folder) / "day").glob("*.parquet"))
+        slices = []
+        for shard in range(scan.num_shards):
+            both = scanned.where(rows_of & (scanned.pieces["shard"] == shard), latest_us)
+            refused = verdicts.where(verdicts.pieces["shard"] == shard)
+            slices.append(SliceTask(f"{folder}/day", "plan", 0, shard, both.with_more(refused)))
+        join_s = _timed(slices, options)
+        out = sum(path.stat().st_size for path in (Path(folder) / "day").glob("examples-*.parquet"))
         length = scanned.pieces["length"]
         key_disk = float(length[kind == KEYS].sum())
         return Costs(
             scan_s=scan_s / rows,
             keys_s=keys_s / shown,
             join_s=join_s / rows,
-            row_disk=float(both.length.sum()) / rows,
+            row_disk=float(length[rows_of].sum()) / rows,
             key_disk=key_disk / shown,
             out_disk=out / shown,
         )
@@ -208,7 +214,7 @@ def print_estimate(found: Estimate, request: BackfillRequest, console: Console) 
     table.add_row("rows of a slice in memory", _size(found.slice_bytes))
     table.add_row("time of one core", _time(found.seconds))
     table.add_row("disk while it runs", _size(found.work_disk))
-    table.add_row("disk of the results", _size(found.out_disk))
+    table.add_row("disk of the examples", _size(found.out_disk))
     console.print(table)
     assert DAY_US % found.slice_us == 0
 

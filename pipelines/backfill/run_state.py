@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cuckooflow.errors import BackfillBusy
+from cuckooflow.pipelines.backfill.estimate import Layout
 from cuckooflow.transforms.whole_files import read_whole, remove, write_whole
 
 WORK = "_work"
@@ -32,14 +33,13 @@ class RunState:
         run: its name, in its files' names and the days' manifests.
         fingerprint: of what was asked; a resumed run was asked the same.
         listing: the inputs as they were when it began.
-        slice_us, key_buckets: how rows are laid out.
+        layout: how rows are laid out.
     """
 
     run: str
     fingerprint: str
     listing: dict[str, Any]
-    slice_us: int
-    key_buckets: int
+    layout: Layout
 
 
 def fingerprint(asked: dict[str, Any]) -> str:
@@ -49,14 +49,14 @@ def fingerprint(asked: dict[str, Any]) -> str:
 
 
 def resume_or_begin(
-    out: str, asked: str, begin: Callable[[], tuple[dict[str, Any], int, int]], restart: bool
+    out: str, asked: str, begin: Callable[[], tuple[dict[str, Any], Layout]], restart: bool
 ) -> tuple[RunState, bool]:
     """The run in this folder, and whether it goes on from one that was killed.
 
     Args:
         out: the folder of the days.
         asked: fingerprint of the request.
-        begin: the listing of the inputs, ``slice_us`` and ``key_buckets`` of a new run.
+        begin: the listing of the inputs and the layout of a new run.
         restart: give up what another run had begun.
 
     Raises:
@@ -65,7 +65,8 @@ def resume_or_begin(
     work = work_folder(out)
     blob = read_whole(posixpath.join(work, _RUN))
     if blob is not None and not restart:
-        state = RunState(**json.loads(blob))
+        body = json.loads(blob)
+        state = RunState(**{**body, "layout": Layout(**body["layout"])})
         if state.fingerprint == asked:
             return state, True
         raise BackfillBusy(
@@ -73,8 +74,8 @@ def resume_or_begin(
             "options; run that one again to its end, or give it up with --restart"
         )
     remove(work)
-    listing, slice_us, key_buckets = begin()
-    state = RunState(uuid.uuid4().hex[:12], asked, listing, slice_us, key_buckets)
+    listing, layout = begin()
+    state = RunState(uuid.uuid4().hex[:12], asked, listing, layout)
     write_whole(posixpath.join(work, _RUN), json.dumps(asdict(state)).encode())
     return state, False
 

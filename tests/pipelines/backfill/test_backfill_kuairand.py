@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cuckooflow.pipelines.backfill import estimate
+
 pytestmark = pytest.mark.slow
 
 
@@ -98,9 +100,11 @@ WRITERS = {
 
 @pytest.mark.parametrize("kind", list(WRITERS))
 def test_from_files_with_files_and_rows_shuffled(
-    feed, streamed, backfill, day_rows, expected, tmp_path, kind
+    feed, streamed, backfill, day_rows, expected, tmp_path, monkeypatch, kind
 ) -> None:
-    """No log is there any more: everything comes from files, and slices are small and joined in parts."""
+    """No log is there any more: everything comes from files, in many blocks, and slices are joined in parts."""
+    monkeypatch.setattr(estimate, "_BLOCK_ROWS", 3_000)
+    monkeypatch.setattr(estimate, "_SLICE_MINUTES", (720,))
     moved = feed.copy_to(tmp_path / "job")
     lines = ["backfill:"]
     for seed, (log, messages) in enumerate(feed.messages.items()):
@@ -109,7 +113,7 @@ def test_from_files_with_files_and_rows_shuffled(
         lines.append(f"  {log}: {WRITERS[kind](folder, messages, seed)}")
     moved.spec.write_text(moved.spec.read_text() + "\n".join(lines) + "\n")
     out = tmp_path / "days"
-    backfill(moved.spec, out, slice_bytes=1 << 20)
+    backfill(moved.spec, out, slice_bytes=1 << 17)
     for rows in ("examples", "late", "unmatched"):
         assert day_rows(out, rows) == expected(rows), rows
     found = day_rows(out, "dead_letters")

@@ -26,7 +26,7 @@ def test_rows_and_disk_are_near_what_a_backfill_takes(feed, backfill, tmp_path: 
     for log, name in enumerate(("impressions", "actions")):
         assert found.read[log] == pytest.approx(logged[name], rel=0.1)
         assert found.joined[log] == pytest.approx(counts[name], rel=0.15)
-    size = sum(file.size for manifest in manifests for file in manifest.files)
+    size = sum(file.size for manifest in manifests for file in manifest.of_kind("examples"))
     assert size / 2 < found.out_disk < size * 2
     assert found.seconds > 0
     assert found.slices == 5
@@ -43,7 +43,7 @@ def test_the_command_prints_it_and_writes_nothing(feed, run) -> None:
     before = sorted(feed.spec.parent.rglob("*"))
     done = run("backfill", "plan", feed.spec, "--from", "2022-04-25", "--to", "2022-04-30")
     assert done.returncode == 0, done.stderr
-    for words in ("rows to read", "time of one core", "disk while it runs", "disk of the results"):
+    for words in ("rows to read", "time of one core", "disk while it runs", "disk of the examples"):
         assert words in done.stdout
     assert re.search(r"impressions +9\d,\d\d\d rows to read", done.stdout)
     assert sorted(feed.spec.parent.rglob("*")) == before
