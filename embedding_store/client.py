@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.flight as flight
 
@@ -33,13 +35,16 @@ from cuckooflow.embedding_store.verbs import pack_push, pushed_answer, unpack_de
 from cuckooflow.embedding_store.wire import (
     CALL_BYTES_MAX,
     SCHEMA,
-    Array,
     check_size,
     descriptor,
+    end,
+    messages,
     receive,
     send,
+    to_ticket,
 )
 from cuckooflow.embedding_store.wire_errors import raise_if_error
+from cuckooflow.embedding_store.wire_head import Array
 from cuckooflow.embedding_store.wire_names import keyed, unkeyed
 from cuckooflow.errors import StoreOverloaded, StoreUnavailable, Unauthenticated
 from cuckooflow.logs.contract import LogRange, Position
@@ -52,8 +57,12 @@ BACKOFF_FIRST_S = 0.05
 BACKOFF_S_MAX = 2.0
 #: One attempt; a full delta of gigabytes has to fit.
 CALL_S_MAX = 300.0
+#: A call of no more bytes than this travels in one message; larger ones in pieces.
+GET_BYTES_MAX = 256 << 10
 #: Bound of an answer's arrays.
 ANSWER_BYTES_MAX = 16 << 30
+#: An answer of a megabyte comes in one frame instead of 80, without waits for the sender's window to open.
+_TRANSPORT = [("grpc.http2.max_frame_size", (1 << 24) - 1), ("grpc.http2.lookahead_bytes", 1 << 24)]
 
 
 class StoreClient:
@@ -158,6 +167,11 @@ class StoreClient:
         arrays = self._call("rows", {"table": table})[1]
         return arrays["ids"], arrays["weights"]
 
+    def states(self, table: str) -> tuple[Ids, npt.NDArray[np.uint8]]:
+        """See :meth:`~cuckooflow.embedding_store.store.EmbeddedStore.states`."""
+        arrays = self._call("states", {"table": table})[1]
+        return arrays["ids"], arrays["states"]
+
     def checkpoint(self) -> str:
         """Write a checkpoint into the store's data folder; its name."""
         return str(self._call("checkpoint")[0]["name"])
@@ -221,10 +235,15 @@ class StoreClient:
         token = self._security.token
         headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
         options = flight.FlightCallOptions(timeout=self._call_s_max, headers=headers)
+        if sum(array.nbytes for array in arrays.values()) <= GET_BYTES_MAX:
+            reader = connection.do_get(flight.Ticket(to_ticket(verb, head, arrays)), options)
+            answer = receive(reader, ANSWER_BYTES_MAX)
+            end(reader)
+            return answer
         writer, reader = connection.do_exchange(descriptor(verb), options)
         try:
             writer.begin(SCHEMA)
-            send(writer, head, arrays)
+            send(writer, messages(head, arrays))
             writer.done_writing()
             return receive(reader, ANSWER_BYTES_MAX)
         finally:
@@ -238,10 +257,13 @@ class StoreClient:
                 host, port = self._address.now()
                 roots = self._security.root_certificate
                 if roots is None:
-                    self._connection = flight.FlightClient(flight.Location.for_grpc_tcp(host, port))
+                    location = flight.Location.for_grpc_tcp(host, port)
+                    self._connection = flight.FlightClient(location, generic_options=_TRANSPORT)
                 else:
                     location = flight.Location.for_grpc_tls(host, port)
-                    self._connection = flight.FlightClient(location, tls_root_certs=roots)
+                    self._connection = flight.FlightClient(
+                        location, tls_root_certs=roots, generic_options=_TRANSPORT
+                    )
             return self._connection
 
     def _disconnect(self, connection: Any) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cuckooflow.embedding_store.api import Floats, Ids, StoreConfig
 from cuckooflow.embedding_store.checkpoint import read_checkpoint
-from cuckooflow.embedding_store.checkpoint_files import checkpoints
+from cuckooflow.embedding_store.checkpoint_files import Bytes, checkpoints
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.data_folder import read_shard
 from cuckooflow.embedding_store.native_core import NativeCore
-from cuckooflow.embedding_store.row_images import table_rows
+from cuckooflow.embedding_store.row_images import table_rows, table_states
 from cuckooflow.embedding_store.shards import Ownership
 from cuckooflow.errors import CheckpointDamaged, CheckpointNotFound, StoreError
 
@@ -89,8 +89,12 @@ class CheckpointRows:
         self._core, self.name = _newest(Path(data), self.config, owned)
 
     def pieces(self, table: str) -> Iterator[tuple[Ids, Floats]]:
-        """(n,) ids and (n, dim) weights, piece by piece."""
-        return table_rows(self._core, self._core.number(table))
+        """(n,) ids and (n, dim) weights of an embedding table, piece by piece."""
+        return table_rows(self._core, self._core.number_of_kind(table, ("embedding",)))
+
+    def states(self, table: str) -> Iterator[tuple[Ids, Bytes]]:
+        """(n,) ids and the state, (n, bytes), of a counter or recent table, piece by piece."""
+        return table_states(self._core, self._core.number_of_kind(table, ("counter", "recent")))
 
 
 def _newest(data: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCore, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cuckooflow.embedding_store.api import AnyPush, Ids, TableDelta, TablePush
 from cuckooflow.embedding_store.kinds import AsOf, CounterPush, CounterRows, RecentPush, RecentRows, RowsAt
-from cuckooflow.embedding_store.wire import Array
+from cuckooflow.embedding_store.wire_head import Array
 from cuckooflow.embedding_store.wire_names import keyed, unkeyed
 
 

@@ -229,6 +229,20 @@ class NativeCore:
             )
         return self.table_number[name]
 
+    def number_of_kind(self, name: str, kinds: Sequence[str]) -> int:
+        """The number of a table that must be of one of these kinds.
+
+        Raises:
+            UnknownTable, BadShape.
+        """
+        number = self.number(name)
+        kind = self.tables[number].kind
+        if kind not in kinds:
+            raise BadShape(
+                f"expected a table of kind {' or '.join(kinds)}, received {name!r}, which is of kind {kind}."
+            )
+        return number
+
     def _checked_push(self, name: str, push: TablePush) -> tuple[Ids, Floats, npt.NDArray[np.uint32] | None]:
         number = self.number(name)
         ids = checked_ids(name, push.ids)

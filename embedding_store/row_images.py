@@ -8,6 +8,7 @@ import numpy as np
 
 from cuckooflow.embedding_store.api import Floats, Ids
 from cuckooflow.embedding_store.checkpoint_files import PIECE_BYTES, Bytes
+from cuckooflow.embedding_store.kind_checks import state_bytes
 from cuckooflow.embedding_store.native_core import NativeCore
 
 _ID_BYTES = 8
@@ -36,10 +37,21 @@ def image_weights(images: Bytes, dim: int) -> Floats:
 
 
 def table_rows(core: NativeCore, table: int) -> Iterator[tuple[Ids, Floats]]:
-    """Pieces of (n,) ids and (n, dim) weights of a table, all of one moment; one reader at a time."""
+    """Pieces of (n,) ids and (n, dim) weights of an embedding table, of one moment; one reader at a time."""
+    for images in _images(core, table):
+        yield image_ids(images), image_weights(images, core.tables[table].dim)
+
+
+def table_states(core: NativeCore, table: int) -> Iterator[tuple[Ids, Bytes]]:
+    """The same of a table of another kind: its rows' state as (n, bytes), see TableDelta."""
+    size = state_bytes(core.tables[table])
+    for images in _images(core, table):
+        yield image_ids(images), np.ascontiguousarray(images[:, _HEADER_BYTES : _HEADER_BYTES + size])
+
+
+def _images(core: NativeCore, table: int) -> Iterator[Bytes]:
     core.raw.begin_cut()
     try:
-        for images in cut_images(core, table):
-            yield image_ids(images), image_weights(images, core.tables[table].dim)
+        yield from cut_images(core, table)
     finally:
         core.raw.end_cut()

@@ -10,10 +10,11 @@ import argparse
 import dataclasses
 import hmac
 import logging
+import os
 import signal
+import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,14 +28,14 @@ from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.durable import write_durably
 from cuckooflow.embedding_store.security import ServerSecurity
+from cuckooflow.embedding_store.served_call import ServedCall
 from cuckooflow.embedding_store.server_limits import Connections, ServerLimits, Turns, check_rows
 from cuckooflow.embedding_store.shards import WHOLE, Shard, check_shard
 from cuckooflow.embedding_store.status_server import StatusServer
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.embedding_store.store_metrics import StoreMetrics
-from cuckooflow.embedding_store.verbs import VERBS, perform
-from cuckooflow.embedding_store.wire import CALL_BYTES_MAX, SCHEMA, drain, receive, send
-from cuckooflow.embedding_store.wire_errors import error_to_head
+from cuckooflow.embedding_store.verbs import Message, perform
+from cuckooflow.embedding_store.wire import CALL_BYTES_MAX, SCHEMA, Piece, drain, from_ticket, receive, send
 from cuckooflow.errors import CuckooflowError, SpecError, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class StoreServer(flight.FlightServerBase):
         self._metrics = metrics or StoreMetrics()
         self.turns = Turns(self._limits)
         self._connections = Connections(self._limits)
+        store.share_lookups(self._limits.lookup_threads)
         options: dict[str, Any] = {}
         location = flight.Location.for_grpc_tcp(self.host, port)
         if security.certificate is not None:
@@ -88,33 +90,61 @@ class StoreServer(flight.FlightServerBase):
                 f"expected to listen at {listen}, received: {error}. Stop what listens there, or use port 0."
             ) from error
 
+    def do_get(self, context: Any, ticket: Any) -> Any:
+        """One small call: all of it in the ticket; its answer or its error."""
+        return flight.GeneratorStream(SCHEMA, self._got(context, ticket.ticket))
+
+    def _got(self, context: Any, ticket: bytes) -> Iterator[Piece]:
+        """Worked on when the first piece is asked for, by when the beginning of the stream is on its way."""
+        call = ServedCall(self._metrics)
+        try:
+            verb, head, arrays = from_ticket(ticket, self._limits.call_bytes_max)
+        except StoreError as error:
+            answer = call.refused(error)
+        else:
+            call.names(verb)
+            answer = self._answer(context, call, lambda: (head, arrays))
+        yield from call.sending(*answer)
+
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """One call: a verb, its message, its answer or its error."""
-        began = time.perf_counter()
-        verb = descriptor.command.decode(errors="replace")
-        label = verb if verb in VERBS else "unknown"
-        metrics = self._metrics
+        call = ServedCall(self._metrics)
+        call.names(descriptor.command.decode(errors="replace"))
+        answer = self._answer(context, call, lambda: receive(reader, self._limits.call_bytes_max))
+        if "error" in answer[0]:
+            drain(reader, CALL_BYTES_MAX)
+        writer.begin(SCHEMA)
+        send(writer, call.sending(*answer))
+
+    def _answer(self, context: Any, call: ServedCall, take: Callable[[], Message]) -> Message:
         try:
             self._connections.check(context.peer(), self.port)
-            with self.turns.turn():
-                head, arrays = receive(reader, self._limits.call_bytes_max)
-                metrics.received.inc(sum(array.nbytes for array in arrays.values()))
-                metrics.rows.labels(label).inc(check_rows(arrays, self._limits.rows_max))
-                answer, answer_arrays = perform(self._store, verb, head, arrays)
-            metrics.calls.labels(label).inc()
+            with self.turns:
+                head, arrays = take()
+                call.received(arrays)
+                call.asks(check_rows(arrays, self._limits.rows_max))
+                answer = perform(self._store, call.verb, head, arrays)
+            call.done()
+            return answer
         except Exception as error:
             if not isinstance(error, StoreError):
-                log.exception("event=call_failed verb=%s peer=%s", verb, context.peer())
-            answer, answer_arrays = error_to_head(error), {}
-            metrics.errors.labels(label, answer["error"]).inc()
-            drain(reader, CALL_BYTES_MAX)
-        metrics.sent.inc(sum(array.nbytes for array in answer_arrays.values()))
-        writer.begin(SCHEMA)
-        send(writer, answer, answer_arrays)
-        seconds = time.perf_counter() - began
-        if verb == "checkpoint" and "error" not in answer:
-            metrics.checkpoint_seconds.observe(seconds)
-        metrics.seconds.labels(label).observe(seconds)
+                log.exception("event=call_failed verb=%s peer=%s", call.verb, context.peer())
+            return call.refused(error)
+
+    def finish(self) -> bool:
+        """Shut down once calls under way have ended; whether they did within the bound.
+
+        One whose client stands still would never end.
+        """
+        finishing = threading.Thread(target=self.shutdown, name="store-finish", daemon=True)
+        finishing.start()
+        finishing.join(self._limits.finish_s_max)
+        finished = not finishing.is_alive()
+        if not finished:
+            log.warning(
+                "event=calls_abandoned working=%d after_s=%s", self.turns.working, self._limits.finish_s_max
+            )
+        return finished
 
 
 class _TokenCheck(flight.ServerMiddlewareFactory):
@@ -149,18 +179,22 @@ def serve(
     http: str | None = None,
     limits: ServerLimits | None = None,
     security: ServerSecurity | None = None,
-) -> None:
+) -> bool:
     """Serve the store that lies in ``data`` (or a new one) until SIGTERM or SIGINT, or until ``stop`` is set.
 
     The bound address stands in ``data/address``, that of HTTP in ``data/http_address``. A checkpoint is written
     every ``checkpoint_interval_s`` if there is anything new, and a last one before this returns. A checkpoint
     costs a copy of the rows to disk; whatever was pushed since the newest one is trained again after a kill.
-    A signal lets calls under way finish.
+    A signal lets calls under way finish, for ``limits.finish_s_max`` at most.
 
     Args:
         shard: which part of the store this is.
         http: loopback ``host:port`` of health and metrics; None: nowhere.
         limits, security: see :class:`StoreServer`.
+
+    Returns:
+        Whether all calls under way finished. Else their threads stand still yet, and would keep an interpreter from
+        ending; see :func:`leave`.
 
     Raises:
         InsecureListen, ConfigDiffers, WrongShard, CheckpointDamaged, StoreLocked, StoreUnavailable, SpecError.
@@ -175,13 +209,24 @@ def serve(
         try:
             metrics = StoreMetrics()
             server = _Served(store, Path(data), metrics)
-            server.until(stop, listen, http, checkpoint_interval_s, limits, security)
+            finished = server.until(stop, listen, http, checkpoint_interval_s, limits, security)
             if store.changed_since_checkpoint():
                 with metrics.checkpoint_seconds.time():
                     store.checkpoint()
             log.info("event=store_stopped data=%s", data)
         finally:
             store.close()
+    return finished
+
+
+def leave(finished: bool) -> None:
+    """End this process with code 0 after :func:`serve`, also where threads of abandoned calls keep it."""
+    if finished:
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class _Served:
@@ -200,13 +245,14 @@ class _Served:
         checkpoint_interval_s: float,
         limits: ServerLimits | None,
         security: ServerSecurity | None,
-    ) -> None:
+    ) -> bool:
         address, http_address = self._data / "address", self._data / "http_address"
         # A killed predecessor left its own, which nobody must take for this one's.
         for file in (address, http_address):
             file.unlink(missing_ok=True)
         server = StoreServer(self._store, listen, limits, security, self._metrics)
         status = None
+        finished = False
         try:
             self._metrics.watch(self._store, server.turns, self._data)
             if http is not None:
@@ -224,10 +270,11 @@ class _Served:
                 self._checkpoint()
         finally:
             address.unlink(missing_ok=True)
-            server.shutdown()
+            finished = server.finish()
             if status is not None:
                 http_address.unlink(missing_ok=True)
                 status.close()
+        return finished
 
     def _health(self, stop: threading.Event) -> dict[str, object]:
         return {
@@ -292,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="time=%(asctime)s level=%(levelname)s %(message)s")
     try:
         limits = {field.name: getattr(options, field.name) for field in dataclasses.fields(ServerLimits)}
-        serve(
+        finished = serve(
             read_config(options.config, options.data),
             options.data,
             options.listen,
@@ -305,6 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (CuckooflowError, OSError) as error:
         log.error("event=store_failed error=%s: %s", type(error).__name__, error)
         return 1
+    leave(finished)
     return 0
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cuckooflow.embedding_store.wire import CALL_BYTES_MAX, Array
+from cuckooflow.embedding_store.wire import CALL_BYTES_MAX
+from cuckooflow.embedding_store.wire_head import Array
 from cuckooflow.errors import LimitExceeded, SpecError, StoreOverloaded
 
 _ESTABLISHED = "01"
@@ -30,6 +31,11 @@ class ServerLimits:
         turn_wait_s_max: how long one waits, default 10 s.
         connections_max: connected clients, default 1,024; a call over a connection past it is refused.
             Known on Linux only; elsewhere connections are not counted.
+        lookup_threads: threads that share a lookup of thousands of rows with its call, where they are free;
+            default one less than the processors, at most 3. Answers to a few clients come sooner; with more
+            calls at once than processors they gain nothing.
+        finish_s_max: how long a process that is told to stop waits for calls under way, default 10 s; then it
+            writes its checkpoint and ends without them.
     """
 
     call_bytes_max: int = CALL_BYTES_MAX
@@ -38,15 +44,16 @@ class ServerLimits:
     queue_max: int = 256
     turn_wait_s_max: float = 10.0
     connections_max: int = 1024
+    lookup_threads: int = max(0, min(3, (os.cpu_count() or 1) - 1))
+    finish_s_max: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("call_bytes_max", "rows_max", "calls_max", "connections_max"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name}: expected at least 1, received {getattr(self, name)}")
-        if self.queue_max < 0 or self.turn_wait_s_max < 0:
-            raise SpecError(
-                f"expected queue_max and turn_wait_s_max from 0, received {self.queue_max}, {self.turn_wait_s_max}"
-            )
+        for name in ("queue_max", "turn_wait_s_max", "lookup_threads", "finish_s_max"):
+            if getattr(self, name) < 0:
+                raise SpecError(f"{name}: expected at least 0, received {getattr(self, name)}")
 
 
 def check_rows(arrays: Mapping[str, Array], rows_max: int) -> int:
@@ -64,51 +71,47 @@ def check_rows(arrays: Mapping[str, Array], rows_max: int) -> int:
 
 
 class Turns:
-    """Calls at work and calls that wait. Thread-safe."""
+    """Calls at work and calls that wait; ``with turns:`` is one call's turn. Thread-safe.
+
+    Raises:
+        StoreOverloaded: on entering, too many wait already, or none of those before it ended in time.
+    """
 
     def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
-        self._free = threading.Semaphore(limits.calls_max)
         self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
         self.waiting = 0
         self.working = 0
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """One call's turn.
-
-        Raises:
-            StoreOverloaded: too many wait already, or none of those before it ended in time.
-        """
-        if not self._free.acquire(blocking=False):
-            self._wait()
+    def __enter__(self) -> None:
         with self._lock:
+            if self.working >= self._limits.calls_max:
+                self._wait()
             self.working += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.working -= 1
-            self._free.release()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.working -= 1
+            if self.waiting:
+                self._freed.notify()
 
     def _wait(self) -> None:
         limits = self._limits
-        with self._lock:
-            if self.waiting >= limits.queue_max:
-                raise StoreOverloaded(
-                    f"{limits.calls_max} calls are worked on and {self.waiting} wait, which is as many as may. "
-                    "Call again later."
-                )
-            self.waiting += 1
+        if self.waiting >= limits.queue_max:
+            raise StoreOverloaded(
+                f"{limits.calls_max} calls are worked on and {self.waiting} wait, which is as many as may. "
+                "Call again later."
+            )
+        self.waiting += 1
         try:
-            if not self._free.acquire(timeout=limits.turn_wait_s_max):
+            if not self._freed.wait_for(lambda: self.working < limits.calls_max, limits.turn_wait_s_max):
                 raise StoreOverloaded(
                     f"{limits.calls_max} calls are worked on and none ended within {limits.turn_wait_s_max} s. "
                     "Call again later."
                 )
         finally:
-            with self._lock:
-                self.waiting -= 1
+            self.waiting -= 1
 
 
 class Connections:

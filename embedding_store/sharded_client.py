@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from cuckooflow.embedding_store.api import (
     AnyPush,
@@ -279,6 +280,11 @@ class ShardedClient:
         """All rows of a table, (n,) ids and (n, dim) weights; those of one shard are of one moment."""
         ids, weights = zip(*self._on_all(lambda client: client.rows(table)), strict=True)
         return np.concatenate(ids), np.concatenate(weights)
+
+    def states(self, table: str) -> tuple[Ids, npt.NDArray[np.uint8]]:
+        """All rows of a counter or recent table and their state; those of one shard are of one moment."""
+        ids, states = zip(*self._on_all(lambda client: client.states(table)), strict=True)
+        return np.concatenate(ids), np.concatenate(states)
 
     def evict_expired(self) -> dict[str, int]:
         """See :meth:`~cuckooflow.embedding_store.store.EmbeddedStore.evict_expired`; over all shards."""

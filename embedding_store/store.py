@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cuckooflow.embedding_store.api import (
     AnyPush,
@@ -26,11 +27,11 @@ from cuckooflow.embedding_store.checkpoint_chain import CheckpointPolicy, Link
 from cuckooflow.embedding_store.config_json import check_config
 from cuckooflow.embedding_store.consumers import DeltaConsumers
 from cuckooflow.embedding_store.data_folder import DataFolder
-from cuckooflow.embedding_store.kind_checks import as_kind
+from cuckooflow.embedding_store.kind_checks import as_kind, state_bytes
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
-from cuckooflow.embedding_store.row_images import table_rows
+from cuckooflow.embedding_store.row_images import table_rows, table_states
 from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
 from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
@@ -201,6 +202,13 @@ class EmbeddedStore:
                 self._folder.record_logs(recorded.opened())
             self._marks.open(log, incarnation, missing)
 
+    def share_lookups(self, threads: int) -> None:
+        """From now on so many threads of their own help with lookups of thousands of rows, where they are free.
+
+        0, as in the beginning: none. For a process that answers others; not while a lookup is under way.
+        """
+        self._core.raw.set_helpers(threads)
+
     def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
         """Table name -> (n, dim) float32 weights for its (n,) uint64 ids.
 
@@ -330,17 +338,32 @@ class EmbeddedStore:
             return self._newest.name
 
     def rows(self, table: str) -> tuple[Ids, Floats]:
-        """All rows of a table, (n,) ids and (n, dim) weights, of one moment; takes the memory of a copy.
+        """All rows of an embedding table, (n,) ids and (n, dim) weights, of one moment; takes the memory of a copy.
 
         Raises:
             UnknownTable.
+            BadShape: the table is of another kind, whose rows are not weights: see :meth:`states`.
         """
-        number = self._core.number(table)
+        number = self._core.number_of_kind(table, ("embedding",))
         with self._checkpoint_lock:
             pieces = list(table_rows(self._core, number))
         empty = np.empty(0, np.uint64), np.empty((0, self._config.tables[number].dim), np.float32)
         ids, weights = zip(empty, *pieces, strict=True)
         return np.concatenate(ids), np.concatenate(weights)
+
+    def states(self, table: str) -> tuple[Ids, npt.NDArray[np.uint8]]:
+        """All rows of a counter or recent table: (n,) ids and their state as in a TableDelta, of one moment.
+
+        Raises:
+            UnknownTable.
+            BadShape: it is an embedding table: see :meth:`rows`.
+        """
+        number = self._core.number_of_kind(table, ("counter", "recent"))
+        with self._checkpoint_lock:
+            pieces = list(table_states(self._core, number))
+        empty = np.empty(0, np.uint64), np.empty((0, state_bytes(self._config.tables[number])), np.uint8)
+        ids, states = zip(empty, *pieces, strict=True)
+        return np.concatenate(ids), np.concatenate(states)
 
     def changed_since_checkpoint(self) -> bool:
         """Whether a push was applied that the newest checkpoint does not hold, or there is none."""

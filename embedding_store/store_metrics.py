@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,6 +17,15 @@ from cuckooflow.embedding_store.store import EmbeddedStore
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0, 60.0)
 _CHECKPOINT_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class VerbMetrics(NamedTuple):
+    """What is counted of one verb's calls."""
+
+    verb: str
+    calls: Counter
+    seconds: Histogram
+    rows: Counter
 
 
 class StoreMetrics:
@@ -34,6 +43,7 @@ class StoreMetrics:
     """
 
     def __init__(self) -> None:
+        self._of_verb: dict[str, VerbMetrics] = {}
         self.registry = CollectorRegistry()
         self.calls = Counter("cuckooflow_store_calls", "Calls answered.", ["verb"], registry=self.registry)
         self.errors = Counter(
@@ -60,6 +70,16 @@ class StoreMetrics:
         self.checkpoints_failed = Counter(
             "cuckooflow_store_checkpoints_failed", "Checkpoints that failed.", registry=self.registry
         )
+
+    def of_verb(self, verb: str) -> VerbMetrics:
+        """Those of one verb; ``unknown`` for whatever is none."""
+        found = self._of_verb.get(verb)
+        if found is None:
+            made = VerbMetrics(
+                verb, self.calls.labels(verb), self.seconds.labels(verb), self.rows.labels(verb)
+            )
+            found = self._of_verb.setdefault(verb, made)
+        return found
 
     def watch(self, store: EmbeddedStore, turns: Turns, data: Path | None) -> None:
         """Also show what the store holds, as of each scrape."""

@@ -24,7 +24,7 @@ from cuckooflow.embedding_store.kinds_wire import (
     unpack_tables,
 )
 from cuckooflow.embedding_store.shards import Shard
-from cuckooflow.embedding_store.wire import Array
+from cuckooflow.embedding_store.wire_head import Array
 from cuckooflow.embedding_store.wire_names import keyed, unkeyed
 from cuckooflow.errors import StoreError
 from cuckooflow.logs.contract import LogRange, Position
@@ -37,6 +37,8 @@ class ServedStore(Store, Protocol):
     def shard(self) -> Shard: ...
 
     def rows(self, table: str) -> tuple[Ids, Floats]: ...
+
+    def states(self, table: str) -> tuple[Ids, Array]: ...
 
 
 Message = tuple[dict[str, Any], dict[str, Array]]
@@ -133,6 +135,11 @@ def _rows(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Mess
     return {}, {"ids": ids, "weights": weights}
 
 
+def _states(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
+    ids, states = store.states(head["table"])
+    return {}, {"ids": ids, "states": states}
+
+
 def _open_log(store: ServedStore, head: dict[str, Any], _: dict[str, Array]) -> Message:
     starts = {int(partition): Position(*start) for partition, start in head["starts"].items()}
     store.open_log(head["log"], head["incarnation"], starts)
@@ -173,6 +180,7 @@ _VERBS: dict[str, Callable[[ServedStore, dict[str, Any], dict[str, Array]], Mess
     "checkpoint": _answer("name", lambda store, _: store.checkpoint()),
     "evict_expired": _answer("evicted", lambda store, _: store.evict_expired()),
     "rows": _rows,
+    "states": _states,
     "stats": _answer("stats", lambda store, _: store.stats()),
 }
 

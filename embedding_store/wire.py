@@ -1,94 +1,148 @@
-"""A call, and its answer, on the wire: a JSON head and named arrays, as one Flight exchange.
+"""A call, and its answer, on the wire: a JSON head and named arrays.
 
-Every record batch carries a piece of one array as raw little-endian bytes, so arrays of any dtype share
-one stream and one schema. The head comes with the first of them, or alone where there are none. It says
-name, dtype and shape of each array in advance; the receiver checks the declared sizes against its bound
-before it reserves any memory.
+A call is one Flight exchange, or, where it is small, one Flight get with all of the call in its ticket: that
+saves the messages by which a stream of calls begins and ends. The answer to either is a stream of record batches.
+Each carries a piece of one array as raw little-endian bytes, so arrays of any dtype share one stream and one
+schema. The head comes with the first of them, or alone where there are none. It says name, dtype and shape of each
+array in advance; the receiver checks the declared sizes against its bound before it reserves any memory.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from cuckooflow.errors import LimitExceeded, StoreError
+from cuckooflow.embedding_store.wire_head import (
+    HEAD_BYTES_MAX,
+    Array,
+    Declared,
+    malformed,
+    read_head,
+    write_head,
+)
+from cuckooflow.errors import LimitExceeded
 
 SCHEMA = pa.schema([pa.field("bytes", pa.uint8(), nullable=False)])
 #: An array is sent in pieces of this size: it bounds what gRPC holds at once.
 PIECE_BYTES = 8 << 20
-HEAD_BYTES_MAX = 4 << 20
 #: Bound of one call's arrays; a larger one is refused before memory is reserved for it.
 CALL_BYTES_MAX = 256 << 20
 
-Array = npt.NDArray[Any]
-_DTYPES = {
-    "uint64": np.uint64,
-    "int64": np.int64,
-    "uint32": np.uint32,
-    "uint8": np.uint8,
-    "float32": np.float32,
-}
+#: A record batch, or one with the head.
+Piece = Any | tuple[Any, bytes]
 
 
-def send(writer: Any, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a head and its arrays; ``writer`` is a Flight stream writer that has begun with :data:`SCHEMA`."""
-    declared = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
-    first: bytes | None = json.dumps({**head, "arrays": declared}, separators=(",", ":")).encode()
+def messages(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> Iterator[Piece]:
+    """What goes over the wire, in order: record batches of :data:`SCHEMA`, the first with the head as metadata.
+
+    The head travels with the first piece, since a message of its own is a wake-up on both sides.
+    """
+    first: bytes | None = write_head(head, arrays)
     for array in arrays.values():
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, len(flat), PIECE_BYTES):
-            piece = pa.py_buffer(flat[start : start + PIECE_BYTES])
-            # Not pa.array nor to_numpy: their first call imports pandas where it is installed.
-            column = pa.Array.from_buffers(pa.uint8(), piece.size, [None, piece])
-            batch = pa.RecordBatch.from_arrays([column], schema=SCHEMA)
-            if first is None:
-                writer.write_batch(batch)
-            else:  # The head travels with the first piece: a message of its own is a wake-up on both sides.
-                writer.write_with_metadata(batch, first)
-                first = None
+            content = flat[start : start + PIECE_BYTES]
+            yield _batch(content), _padded(first or b"", len(content))
+            first = None
     if first is not None:
-        writer.write_metadata(first)
+        yield _batch(np.empty(0, np.uint8)), first
+
+
+def send(writer: Any, pieces: Iterable[Piece]) -> None:
+    """Write what :func:`messages` gave; ``writer`` is a Flight stream writer that has begun with :data:`SCHEMA`."""
+    for piece in pieces:
+        if isinstance(piece, tuple):
+            writer.write_with_metadata(*piece)
+        else:
+            writer.write_batch(piece)
+
+
+def to_ticket(verb: str, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
+    """A whole call as the ticket of a Flight get: lengths of verb and head, these, the arrays' bytes."""
+    text = write_head(head, arrays)
+    lengths = np.array([len(verb.encode()), len(text)], "<u4").tobytes()
+    contents = (np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays.values())
+    return b"".join([lengths, verb.encode(), text, *contents])
+
+
+def from_ticket(ticket: bytes, bytes_max: int) -> tuple[str, dict[str, Any], dict[str, Array]]:
+    """Verb, head and arrays of what :func:`to_ticket` made. Arrays may be read-only.
+
+    Raises:
+        LimitExceeded: the arrays are larger than ``bytes_max``.
+        StoreError: the ticket is not of this form.
+    """
+    if len(ticket) < 8:
+        raise malformed("it ended before its head")
+    of_verb, of_head = (int(length) for length in np.frombuffer(ticket, "<u4", 2))
+    at = 8 + of_verb + of_head
+    if at > len(ticket) or of_head > HEAD_BYTES_MAX:
+        raise malformed("its head is absent or too long")
+    verb = ticket[8 : 8 + of_verb].decode(errors="replace")
+    head, declared = read_head(ticket[8 + of_verb : at])
+    total = sum(of.nbytes for of in declared)
+    _check_total(total, bytes_max)
+    if total != len(ticket) - at:
+        raise malformed(f"it holds {len(ticket) - at} bytes of arrays and declares {total}")
+    arrays: dict[str, Array] = {}
+    whole = np.frombuffer(ticket, np.uint8)
+    for of in declared:
+        arrays[of.name] = _typed(whole[at : at + of.nbytes], of)
+        at += of.nbytes
+    return verb, head, arrays
 
 
 def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Read what :func:`send` wrote. Arrays may be read-only.
+    """Read what :func:`messages` gave. Arrays may be read-only.
 
     Raises:
         LimitExceeded: the arrays are declared to be larger than ``bytes_max``.
         StoreError: the stream is not of this form.
     """
-    head, piece = _head(reader)
+    head, declared, piece = _head(reader)
     arrays: dict[str, Array] = {}
-    sizes = [(name, _DTYPES[dtype], tuple(shape)) for name, dtype, shape in head.pop("arrays")]
-    total = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in sizes)
-    _check_total(total, bytes_max)
-    for name, dtype, shape in sizes:
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        pieces: list[Array] = []
+    _check_total(sum(of.nbytes for of in declared), bytes_max)
+    for of in declared:
+        whole: Array = np.empty(0, np.uint8)
         at = 0
-        while at < size:
-            content = _bytes(_next(reader, name) if piece is None else piece, name)
+        while at < of.nbytes:
+            content = _bytes(_next(reader, of.name) if piece is None else piece, of.name)
             piece = None
-            if at + len(content) > size:
-                raise _malformed(f"array {name!r} is longer than declared")
-            pieces.append(content)
+            if at + len(content) > of.nbytes:
+                raise malformed(f"array {of.name!r} is longer than declared")
+            if len(content) == of.nbytes:
+                whole = content  # most arrays come in one piece, which is taken as it lies
+            else:
+                if at == 0:
+                    whole = np.empty(of.nbytes, np.uint8)
+                whole[at : at + len(content)] = content
             at += len(content)
-        # Most arrays come in one piece, which is taken as it lies.
-        whole = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
-        arrays[name] = _aligned(whole).view(dtype).reshape(shape)
+        arrays[of.name] = _typed(whole, of)
     return head, arrays
 
 
-def _aligned(content: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The bytes where numbers of eight of them may begin."""
-    return content if content.ctypes.data % 8 == 0 else content.copy()
+def end(reader: Any) -> None:
+    """Read the end of a stream, of which :func:`receive` has read all there is.
+
+    Raises:
+        StoreError: there is more.
+    """
+    try:
+        reader.read_chunk()
+    except StopIteration:
+        return
+    raise malformed("it goes on after its arrays")
+
+
+def _typed(content: npt.NDArray[np.uint8], declared: Declared) -> Array:
+    """The bytes as what they are, copied where they lie where such numbers may not begin."""
+    typed = content.view(declared.dtype)
+    return (typed if typed.flags.aligned else typed.copy()).reshape(declared.shape)
 
 
 def check_size(arrays: Mapping[str, Array], bytes_max: int) -> None:
@@ -118,48 +172,61 @@ def _check_total(total: int, bytes_max: int) -> None:
         )
 
 
-def _head(reader: Any) -> tuple[dict[str, Any], Any]:
-    """The head, and the record batch that came with it or None."""
+def _padded(metadata: bytes, body_bytes: int) -> bytes:
+    """Metadata with blanks after it, so that the body after it begins where numbers of eight bytes may.
+
+    A message is the fields data_header, app_metadata and data_body of a Flight message: numbers of one, one and two
+    bytes, each field's length and its content. A large one lies in memory as it was sent, and an array in its
+    body is taken as it lies where that is aligned.
+    """
+    fixed = 1 + _varint_bytes(_HEADER_BYTES) + _HEADER_BYTES + 1 + 2 + _varint_bytes(body_bytes)
+    size = len(metadata)
+    while (fixed + _varint_bytes(size) + size) % 8 or size == 0:
+        size += 1
+    return metadata.ljust(size)
+
+
+def _varint_bytes(number: int) -> int:
+    return max(1, (number.bit_length() + 6) // 7)
+
+
+def _batch(content: npt.NDArray[np.uint8]) -> Any:
+    piece = pa.py_buffer(content)
+    # Not pa.array nor to_numpy: their first call imports pandas where it is installed.
+    column = pa.Array.from_buffers(pa.uint8(), piece.size, [None, piece])
+    return pa.RecordBatch.from_arrays([column], schema=SCHEMA)
+
+
+def _head(reader: Any) -> tuple[dict[str, Any], tuple[Declared, ...], Any]:
+    """The head, the arrays that it declares, and the record batch that came with it or None."""
     try:
         chunk = reader.read_chunk()
     except StopIteration:
-        raise _malformed("it ended before its head") from None
+        raise malformed("it ended before its head") from None
     metadata = chunk.app_metadata
     if metadata is None or metadata.size > HEAD_BYTES_MAX:
-        raise _malformed("its head is absent or too long")
-    try:
-        head = json.loads(metadata.to_pybytes())
-        for name, dtype, shape in head["arrays"]:
-            sound = (
-                isinstance(name, str)
-                and dtype in _DTYPES
-                and all(isinstance(n, int) and n >= 0 for n in shape)
-            )
-            if not sound:
-                raise ValueError(f"array {name!r} of {dtype} {shape}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise _malformed(f"its head cannot be read: {error}") from error
-    return cast(dict[str, Any], head), chunk.data
+        raise malformed("its head is absent or too long")
+    return *read_head(metadata.to_pybytes()), chunk.data
+
+
+#: Of what Arrow puts before the body of a record batch of SCHEMA.
+_HEADER_BYTES: int = pa.ipc.read_message(_batch(np.zeros(8, np.uint8)).serialize()).metadata.size
 
 
 def _next(reader: Any, name: str) -> Any:
     try:
         return reader.read_chunk().data
     except StopIteration:
-        raise _malformed(f"it ended within array {name!r}") from None
+        raise malformed(f"it ended within array {name!r}") from None
 
 
 def _bytes(batch: Any, name: str) -> npt.NDArray[np.uint8]:
     if batch is None or batch.num_rows == 0:
-        raise _malformed(f"a piece of array {name!r} is empty")
+        raise malformed(f"a piece of array {name!r} is empty")
     if batch.num_columns != 1 or batch.column(0).type != pa.uint8() or batch.column(0).null_count:
-        raise _malformed(f"a piece of array {name!r} is not one column of bytes")
+        raise malformed(f"a piece of array {name!r} is not one column of bytes")
     column = batch.column(0)
     return np.frombuffer(column.buffers()[1], np.uint8, batch.num_rows, column.offset)
-
-
-def _malformed(why: str) -> StoreError:
-    return StoreError(f"expected a message of the store's protocol, received another: {why}.")
 
 
 def descriptor(verb: str) -> Any:

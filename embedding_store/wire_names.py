@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 
-from cuckooflow.embedding_store.wire import Array
+from cuckooflow.embedding_store.wire_head import Array
 
 
+@functools.lru_cache(maxsize=1024)
 def key(*parts: str) -> str:
     """An array's name."""
     return json.dumps(parts, separators=(",", ":"))
@@ -20,5 +22,10 @@ def keyed(kind: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 def unkeyed(kind: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Those of a message's arrays that :func:`keyed` named so."""
-    named = {tuple(json.loads(name)): array for name, array in arrays.items()}
+    named = {_parts(name): array for name, array in arrays.items()}
     return {parts[1]: array for parts, array in named.items() if parts[0] == kind}
+
+
+@functools.lru_cache(maxsize=1024)
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(json.loads(name))

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cuckooflow.embedding_store import _native
-from cuckooflow.embedding_store.api import Floats, Ids, StoreConfig, TableConfig
 from cuckooflow.embedding_store.client import StoreClient, connect
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.inspection import CheckpointRows, verify
@@ -28,7 +23,8 @@ from cuckooflow.embedding_store.resharding import reshard
 from cuckooflow.embedding_store.security import ServerSecurity
 from cuckooflow.embedding_store.sharded_client import ShardedClient
 from cuckooflow.embedding_store.shards import Shard
-from cuckooflow.errors import BadShape, SpecError, StoreError
+from cuckooflow.errors import SpecError, StoreError
+from cuckooflow.pipelines.store_export import in_groups, write_states, write_weights
 
 app = typer.Typer(no_args_is_help=True, help="The embedding store: serve, look into, check, deal out.")
 
@@ -41,7 +37,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON value instead of 
 
 #: How long a store that does not answer is asked again.
 _RETRY_S = 5.0
-_ROWS_A_GROUP = 100_000
 
 
 class ExportFormat(StrEnum):
@@ -84,7 +79,7 @@ def serve_command(
     connections_max: Annotated[int | None, typer.Option(min=1, help="connected clients")] = None,
 ) -> None:
     """Run a store, or one shard of it, until SIGTERM; it writes a checkpoint before it ends."""
-    from cuckooflow.embedding_store.server import read_config, serve
+    from cuckooflow.embedding_store.server import leave, read_config, serve
     from cuckooflow.embedding_store.server_limits import ServerLimits
 
     interval_s = 60.0
@@ -111,7 +106,7 @@ def serve_command(
         "queue_max": queue_max,
         "connections_max": connections_max,
     }
-    serve(
+    finished = serve(
         store,
         data,
         listen or "127.0.0.1:0",
@@ -121,6 +116,7 @@ def serve_command(
         limits=ServerLimits(**{name: value for name, value in given.items() if value is not None}),
         security=ServerSecurity.load(tls_certificate, tls_key, token_file),
     )
+    leave(finished)
 
 
 @app.command("stats")
@@ -190,8 +186,8 @@ def get_command(
 
 @app.command("export")
 def export_command(
+    format_: Annotated[ExportFormat, typer.Argument(metavar="FORMAT", help="parquet")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="folder that gets TABLE.parquet for each table")],
-    format_: Annotated[ExportFormat, typer.Option("--format")] = ExportFormat.PARQUET,
     data: Annotated[
         list[Path] | None,
         typer.Option(help="a store's folder: its newest whole checkpoint; of shards, once each"),
@@ -199,24 +195,30 @@ def export_command(
     address: Addresses = None,
     job: Job = None,
 ) -> None:
-    """Write all rows of a running store, or of a folder's newest checkpoint: ids uint64, weights list<float32>.
+    """Write all rows of a running store, or of a folder's newest checkpoint: TABLE.parquet for each table.
 
-    Of embedding tables; counters and recent ids are not weights, and their tables are named and left out.
+    Columns are id and weights; of a counter id, first_us, last_us and sums as of then; of a recent table id, values and
+    times_us, newest first.
     """
     del format_  # there is one
     if data and (address or job):
         raise SpecError("expected --data, or --address, or --job, received more than one of them")
     out.mkdir(parents=True, exist_ok=True)
     if data:
-        checkpoints = [CheckpointRows(folder) for folder in data]
-        for table in _exported(checkpoints[0].config):
-            rows = (piece for found in checkpoints for piece in found.pieces(table.name))
-            _write_parquet(out, table.name, table.dim, rows)
+        found = [CheckpointRows(folder) for folder in data]
+        for table in found[0].config.tables:
+            if table.kind == "embedding":
+                pieces = (piece for rows in found for piece in rows.pieces(table.name))
+                write_weights(out, table, pieces)
+            else:
+                write_states(out, table, (piece for rows in found for piece in rows.states(table.name)))
         return
     with _store(address, job) as store:
-        for table in _exported(store.config):
-            ids, weights = store.rows(table.name)
-            _write_parquet(out, table.name, table.dim, _groups(ids, weights))
+        for table in store.config.tables:
+            if table.kind == "embedding":
+                write_weights(out, table, in_groups(*store.rows(table.name)))
+            else:
+                write_states(out, table, in_groups(*store.states(table.name)))
 
 
 @app.command("verify")
@@ -333,41 +335,3 @@ def _text(file: Path) -> str:
         raise SpecError(
             f"expected a configuration in {file}, which cannot be read ({error.strerror})"
         ) from error
-
-
-# --- Parquet ---------------------------------------------------------------------------------------
-
-
-def _exported(config: StoreConfig) -> Iterator[TableConfig]:
-    for table in config.tables:
-        if table.kind == "embedding":
-            yield table
-        else:
-            print(f"{table.name}: left out, it is a {table.kind} table", file=sys.stderr)
-
-
-def _groups(ids: Ids, weights: Floats) -> Iterator[tuple[Ids, Floats]]:
-    for start in range(0, len(ids), _ROWS_A_GROUP):
-        yield ids[start : start + _ROWS_A_GROUP], weights[start : start + _ROWS_A_GROUP]
-
-
-def _write_parquet(out: Path, table: str, dim: int, pieces: Iterator[tuple[Ids, Floats]]) -> None:
-    """``TABLE.parquet``, which appears whole."""
-    schema = pa.schema(
-        [pa.field("id", pa.uint64(), False), pa.field("weights", pa.list_(pa.float32()), False)]
-    )
-    path = out / f"{quote(table, safe=' ')}.parquet"
-    beside = path.with_name(f".{path.name}.tmp")
-    count = 0
-    with pq.ParquetWriter(beside, schema) as writer:
-        for ids, weights in pieces:
-            if weights.shape != (len(ids), dim):
-                raise BadShape(
-                    f"table {table!r}: expected weights of {(len(ids), dim)}, received {weights.shape}"
-                )
-            offsets = pa.array(np.arange(0, (len(ids) + 1) * dim, dim, dtype=np.int32))
-            column = pa.ListArray.from_arrays(offsets, pa.array(weights.reshape(-1)))
-            writer.write_batch(pa.record_batch([pa.array(ids), column], schema=schema))
-            count += len(ids)
-    beside.rename(path)
-    print(f"{path}: {count} rows")

@@ -9,13 +9,25 @@ namespace cuckooflow {
 uint32_t Core::lookup(const std::vector<LookupRequest>& requests, const std::vector<float*>& dense_out,
                       const std::vector<StreamRequest>& streams) {
   const std::shared_lock<FairLock> hold(lock_);
-  for (const LookupRequest& r : requests) tables_[r.table]->lookup(r.ids, r.n, r.out);
+  for (const LookupRequest& r : requests) lookup_one(r);
   for (const StreamRequest& r : streams) tables_[r.table]->lookup_stream(r.ids, r.n, r.as_of_us, r.out);
   for (size_t i = 0; i < dense_out.size(); ++i) {
     const std::vector<float>& value = dense_[i].parameter.value();
     std::copy(value.begin(), value.end(), dense_out[i]);
   }
   return epoch();
+}
+
+void Core::lookup_one(const LookupRequest& r) const {
+  const Table& table = *tables_[r.table];
+  if (helpers_ == nullptr || r.n < kSharedRows) {
+    table.lookup(r.ids, r.n, r.out);
+    return;
+  }
+  helpers_->share((r.n + kPartRows - 1) / kPartRows, [&](int64_t part) {
+    const int64_t first = part * kPartRows;
+    table.lookup(r.ids + first, std::min(kPartRows, r.n - first), r.out + first * table.columns());
+  });
 }
 
 void Core::push(const Push& push, const uint8_t* bucket_mask, int64_t event_time_us) noexcept {

@@ -11,6 +11,7 @@
 
 #include "dense_parameter.h"
 #include "fair_lock.h"
+#include "helpers.h"
 #include "table.h"
 
 namespace cuckooflow {
@@ -74,6 +75,9 @@ class Core {
   void add_dense(const Optimizer& optimizer, std::vector<float> value, uint32_t bucket) {
     dense_.push_back({DenseParameter(optimizer, std::move(value)), bucket});
   }
+
+  // So many threads share large lookups with their callers from now on; not while a lookup is under way.
+  void set_helpers(int threads) { helpers_ = threads > 0 ? std::make_unique<Helpers>(threads) : nullptr; }
 
   uint32_t buckets() const { return buckets_; }
   uint64_t backlog_max() const { return backlog_max_; }
@@ -145,10 +149,16 @@ class Core {
   TableStats table_stats(int table);
 
  private:
+  // Rows of a lookup that are worth waking a helper for, and that one takes at once.
+  static constexpr int64_t kSharedRows = 2048;
+  static constexpr int64_t kPartRows = 512;
+
   struct DenseEntry {
     DenseParameter parameter;
     uint32_t bucket;
   };
+
+  void lookup_one(const LookupRequest& request) const;
 
   uint32_t buckets_;
   uint64_t backlog_max_;
@@ -157,6 +167,7 @@ class Core {
   std::vector<std::vector<uint8_t>> cut_dense_;
   std::atomic<uint32_t> epoch_{1};
   FairLock lock_;
+  std::unique_ptr<Helpers> helpers_;
 };
 
 }  // namespace cuckooflow

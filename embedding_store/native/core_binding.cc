@@ -293,6 +293,7 @@ void bind_core(py::module_& m) {
            py::arg("evict_least_recent"), py::arg("rows") = "float32",
            py::arg("half_lives_us") = std::vector<int64_t>())
       .def("add_dense", &add_dense, py::arg("optimizer"), py::arg("value"), py::arg("bucket"))
+      .def("set_helpers", &Core::set_helpers, py::call_guard<py::gil_scoped_release>())
       .def("lookup", &lookup, py::arg("requests"), py::arg("with_dense"), py::arg("streams") = StreamAsked())
       .def("assign", &assign, py::arg("tables"), py::arg("epoch"),
            py::arg("gone") = std::vector<std::pair<int, Ids>>())

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
 import pytest
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig, TablePush
-from cuckooflow.embedding_store.client import connect
+from cuckooflow.embedding_store.client import StoreClient, connect
 from cuckooflow.embedding_store.config_json import config_to_json
 from cuckooflow.embedding_store.store import EmbeddedStore
-from cuckooflow.errors import MarkMismatch
+from cuckooflow.embedding_store.wire import SCHEMA, descriptor
+from cuckooflow.errors import MarkMismatch, StoreUnavailable
 from cuckooflow.logs.contract import LogRange, Position
 
 CONFIG = StoreConfig((TableConfig("t", dim=2, optimizer=Optimizer("sgd", 1.0), init_stddev=0.0),))
 IDS = np.arange(500, dtype=np.uint64)
 
 
-def start(folder: Path, interval_s: float = 3600.0) -> subprocess.Popen[bytes]:
+def start(folder: Path, interval_s: float = 3600.0, *more: str) -> subprocess.Popen[bytes]:
     (folder / "store.json").write_text(config_to_json(CONFIG))
     command = [
         sys.executable,
@@ -31,7 +38,7 @@ def start(folder: Path, interval_s: float = 3600.0) -> subprocess.Popen[bytes]:
         "--config",
         str(folder / "store.json"),
     ]
-    command += ["--data", str(folder / "data"), "--checkpoint-interval-s", str(interval_s)]
+    command += ["--data", str(folder / "data"), "--checkpoint-interval-s", str(interval_s), *more]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
@@ -39,6 +46,21 @@ def push_to(store, n: int):
     """The n-th message's push: minus one to every row."""
     range_ = LogRange("examples", "made-once", 0, Position(n), Position(n + 1))
     return store.push(range_, {"t": TablePush(IDS, np.full((500, 2), -1.0, np.float32))}, {}, n)
+
+
+def metrics(data: Path) -> str:
+    http = (data / "http_address").read_text().strip()
+    with urllib.request.urlopen(f"http://{http}/metrics", timeout=30) as answer:
+        return answer.read().decode()
+
+
+def wait_until(condition: Callable[[], bool], attempts: int = 3_000) -> None:
+    pause = threading.Event()
+    for _ in range(attempts):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("the condition did not come true in time")
 
 
 @pytest.mark.fault
@@ -99,6 +121,55 @@ def test_killed_anywhere_it_restarts_whole(tmp_path):
             process.kill()
             process.wait()
     client.close()
+
+
+@pytest.mark.fault
+def test_a_client_that_stands_still_does_not_keep_it_from_ending(tmp_path):
+    """One call has begun and never goes on; SIGTERM ends the process all the same, with its checkpoint."""
+    process = start(tmp_path, 3600.0, "--finish-s-max", "0.5", "--http", "127.0.0.1:0")
+    client = connect(tmp_path / "data" / "address")
+    try:
+        client.open_log("examples", "made-once", {0: Position(0)})
+        push_to(client, 0)
+        address = (tmp_path / "data" / "address").read_text().strip()
+        with flight.FlightClient(f"grpc://{address}") as raw:
+            writer, _ = raw.do_exchange(descriptor("push"))
+            writer.begin(SCHEMA)
+            wait_until(lambda: "cuckooflow_store_calls_working 1.0" in metrics(tmp_path / "data"))
+            process.terminate()
+            assert process.wait(30) == 0
+            with contextlib.suppress(pa.ArrowException):
+                writer.close()
+    finally:
+        process.kill()
+        process.wait()
+        client.close()
+    store = EmbeddedStore.restore(tmp_path / "data")
+    assert store.marks("examples") == {0: (Position(1),)}
+    store.close()
+
+
+@pytest.mark.fault
+def test_a_process_that_hangs_is_given_up_by_name(tmp_path):
+    """Stopped, not killed: connections stay, and nobody answers."""
+    process = start(tmp_path)
+    client = StoreClient(tmp_path / "data" / "address", retry_s=30)
+    try:
+        client.open_log("examples", "made-once", {0: Position(0)})
+        os.kill(process.pid, signal.SIGSTOP)
+        hasty = StoreClient(tmp_path / "data" / "address", retry_s=0, call_s_max=0.5)
+        with pytest.raises(StoreUnavailable, match="did not answer 'marks'"):
+            hasty.marks("examples")
+        with pytest.raises(StoreUnavailable, match="did not answer 'push'"):
+            push_to(hasty, 0)
+        os.kill(process.pid, signal.SIGCONT)
+        push_to(client, 0)
+        assert client.marks("examples") == {0: (Position(1),)}
+        hasty.close()
+    finally:
+        process.kill()
+        process.wait()
+        client.close()
 
 
 @pytest.mark.fault

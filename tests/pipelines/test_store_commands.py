@@ -18,9 +18,11 @@ import pytest
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig, TablePush
 from cuckooflow.embedding_store.client import connect
 from cuckooflow.embedding_store.config_json import config_to_json
+from cuckooflow.embedding_store.kinds import CounterPush, RecentPush
 from cuckooflow.embedding_store.server import StoreServer
 from cuckooflow.embedding_store.shards import Ownership, Shard
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
+from cuckooflow.errors import BadShape
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.pipelines.cli import main
 from cuckooflow.pipelines.options import store_addresses
@@ -134,8 +136,8 @@ def test_get_of_what_is_no_id(run, text):
 
 def test_export_from_folders_and_from_running_shards_are_equal(run, folders, addresses, tmp_path):
     data = [word for folder in folders for word in ("--data", folder)]
-    assert run("store", "export", tmp_path / "from-folders", "--format", "parquet", *data)[0] == 0
-    code, out, _ = run("store", "export", tmp_path / "from-shards", *addresses)
+    assert run("store", "export", "parquet", tmp_path / "from-folders", *data)[0] == 0
+    code, out, _ = run("store", "export", "parquet", tmp_path / "from-shards", *addresses)
     assert code == 0
     assert f"user.parquet: {len(IDS)} rows" in out
     stores = [EmbeddedStore(CONFIG)]
@@ -153,6 +155,49 @@ def test_export_from_folders_and_from_running_shards_are_equal(run, folders, add
             np.testing.assert_array_equal(np.array([rows[0][id_] for id_ in IDS.tolist()]), expected)
         assert found[0].num_rows == len(rows[0])
     assert not list(tmp_path.glob("*/.*"))
+
+
+def test_export_of_counters_and_recent_ids(run, tmp_path):
+    config = StoreConfig(
+        (
+            TableConfig("clicks", 2, kind="counter", half_lives_us=(100, 0)),
+            TableConfig("last", 3, kind="recent"),
+        )
+    )
+    store = open_store(config, tmp_path / "data")
+    store.open_log("examples", "made-once", {0: Position(0)})
+    ids = np.array([2**64 - 1, 5, 5], np.uint64)
+    times = np.array([100, 200, 300])
+    tables = {
+        "clicks": CounterPush(ids, np.array([[1, 2], [4, 4], [1, 1]], np.float32), times),
+        "last": RecentPush(ids, np.array([7, 8, 9], np.uint64), times),
+    }
+    store.push(LogRange("examples", "made-once", 0, Position(0), Position(1)), tables, {}, 300)
+    with pytest.raises(BadShape, match="of kind counter"):
+        store.rows("clicks")
+    store.checkpoint()
+    server = StoreServer(store, "127.0.0.1:0")
+    try:
+        assert (
+            run("store", "export", "parquet", tmp_path / "a", "--address", f"127.0.0.1:{server.port}")[0] == 0
+        )
+        assert run("store", "export", "parquet", tmp_path / "b", "--data", tmp_path / "data")[0] == 0
+    finally:
+        server.shutdown()
+        store.close()
+    for out in ("a", "b"):
+        clicks, last = (
+            sorted(pq.read_table(tmp_path / out / f"{name}.parquet").to_pylist(), key=lambda row: row["id"])
+            for name in ("clicks", "last")
+        )
+        assert clicks == [
+            {"id": 5, "first_us": 200, "last_us": 300, "sums": [3.0, 5.0]},
+            {"id": 2**64 - 1, "first_us": 100, "last_us": 100, "sums": [1.0, 2.0]},
+        ]
+        assert last == [
+            {"id": 5, "values": [9, 8], "times_us": [300, 200]},
+            {"id": 2**64 - 1, "values": [7], "times_us": [100]},
+        ]
 
 
 def test_verify_says_what_is_whole(run, folders):
@@ -186,7 +231,7 @@ def test_verify_says_what_is_whole(run, folders):
     assert (code, whole["fault"], damaged["rows"]) == (1, None, {})
     assert whole["rows"]["user"] > 0
     # A damaged one is passed over.
-    assert run("store", "export", folders[0] / "out", "--data", folders[0])[0] == 0
+    assert run("store", "export", "parquet", folders[0] / "out", "--data", folders[0])[0] == 0
 
 
 def flip(file: Path) -> None:
@@ -212,9 +257,9 @@ def test_failures_and_usage_errors(run, tmp_path):
         (("stats", "--address", "nowhere"), 2, "host:port"),
         (("stats", "--address", "a:1", "--job", SPEC), 2, "one of them"),
         (("stats", "--address", "10.0.0.1:80"), 1, "InsecureListen"),
-        (("export", tmp_path / "out", "--data", tmp_path), 1, "holds no store"),
-        (("export", tmp_path / "out", "--data", tmp_path, "--address", "a:1"), 2, "more than one"),
-        (("export", tmp_path / "out", "--format", "csv"), 2, "csv"),
+        (("export", "parquet", tmp_path / "out", "--data", tmp_path), 1, "holds no store"),
+        (("export", "parquet", tmp_path / "out", "--data", tmp_path, "--address", "a:1"), 2, "more than one"),
+        (("export", "csv", tmp_path / "out"), 2, "csv"),
         (("verify", tmp_path), 1, "holds no store"),
         (("verify",), 2, "DIR"),
         (("serve",), 2, "received neither"),
@@ -232,7 +277,7 @@ def test_failures_and_usage_errors(run, tmp_path):
 def test_a_folder_without_a_checkpoint(run, tmp_path):
     open_store(CONFIG, tmp_path / "data").close()
     assert run("store", "verify", tmp_path / "data")[:2] == (0, "no checkpoint yet\n")
-    code, _, err = run("store", "export", tmp_path / "out", "--data", tmp_path / "data")
+    code, _, err = run("store", "export", "parquet", tmp_path / "out", "--data", tmp_path / "data")
     assert code == 1
     assert "no checkpoint yet" in err
 

@@ -5,6 +5,7 @@
 // stress [seed] - exits 0, or aborts where something differs or a sanitizer objects.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -38,7 +39,7 @@ uint64_t below(Random& random, uint64_t n) { return random() % n; }
 
 TableOptions options(OptimizerKind kind, int64_t dim) {
   TableOptions o;
-  o.dim = dim;
+  o.columns = o.dim = dim;
   o.optimizer.kind = kind;
   o.optimizer.learning_rate = kind == OptimizerKind::kSgd ? 1.0F : 0.05F;
   o.admission = {1};
@@ -253,6 +254,14 @@ class Concurrent {
     bounded.evict_least_recent = true;
     core_.add_table(bounded);
     base_ = core_.collect(0, true).version;
+    core_.set_helpers(2);
+    for (const RowKind kind : {RowKind::kFloat32, RowKind::kFloat16, RowKind::kInt8}) {
+      TableOptions read = options(OptimizerKind::kSgd, kDim);
+      read.kind = kind;
+      read.dim = row_floats(kind, kDim);
+      replica_core_.add_table(read);
+    }
+    replica_core_.set_helpers(1);
   }
 
   void run() {
@@ -277,6 +286,11 @@ class Concurrent {
     }
     meanwhile([this] { take_cut(); });
     meanwhile([this] { take_delta(); });
+    meanwhile([this] { evict(); });
+    for (int r = 0; r < kReaders; ++r) {
+      Random random(seed_ + 200 + r);
+      meanwhile([this, random]() mutable { read_replica(&random); });
+    }
     meanwhile([this] {
       for (int t = 0; t < core_.table_count(); ++t) check(core_.table_stats(t).bytes > 0, "statistics");
     });
@@ -309,9 +323,39 @@ class Concurrent {
     for (size_t i = 0; i < n; ++i) check(all_equal(weights + i * dim, dim), "a row of one version");
   }
 
-  void read(Random* random, std::unordered_map<uint64_t, float>* before) {
+  // A lookup that is large enough to be shared with helpers.
+  static std::vector<uint64_t> many_ids(Random* random) {
     std::vector<uint64_t> ids;
-    for (int i = 0; i < 300; ++i) ids.push_back(below(*random, 1 + below(*random, kSpace)));
+    for (int i = 0; i < 3'000; ++i) ids.push_back(below(*random, 1 + below(*random, kSpace)));
+    return ids;
+  }
+
+  void evict() {
+    const uint32_t rows = core_.row_numbers(kExpiring);
+    for (uint32_t first = 0; first < rows; first += 512) core_.evict_expired(kExpiring, first, 512);
+  }
+
+  // Its versions are counts, which all formats of rows hold exactly where a row's weights are equal.
+  void read_replica(Random* random) {
+    const std::vector<uint64_t> ids = many_ids(random);
+    std::vector<float> out[3];
+    std::vector<LookupRequest> requests;
+    for (int t = 0; t < 3; ++t) {
+      out[t].resize(ids.size() * kDim);
+      requests.push_back({t, ids.data(), static_cast<int64_t>(ids.size()), out[t].data()});
+    }
+    replica_core_.lookup(requests, {});
+    for (int t = 0; t < 3; ++t) {
+      for (size_t i = 0; i < ids.size(); ++i) {
+        check(all_equal(&out[t][i * kDim], kDim), "a row of one version in a replica");
+        check(std::fabs(out[t][i * kDim] - out[0][i * kDim]) <= 1e-3F * out[0][i * kDim],
+              "a replica's tables of one moment");
+      }
+    }
+  }
+
+  void read(Random* random, std::unordered_map<uint64_t, float>* before) {
+    const std::vector<uint64_t> ids = many_ids(random);
     std::vector<float> out[5];
     std::vector<LookupRequest> requests;
     const int tables[] = {0, 1, 2, kExpiring, kBounded};
@@ -359,6 +403,17 @@ class Concurrent {
     for (size_t i = 0; i < delta.ids[0].size(); ++i) replica_[delta.ids[0][i]] = delta.weights[0][i * kDim];
     base_ = delta.version;
     core_.forget_touched(base_);
+    // To a replica, which loses every tenth row again.
+    std::vector<uint64_t> gone;
+    for (size_t i = 0; i < delta.ids[0].size(); i += 10) gone.push_back(delta.ids[0][i]);
+    std::vector<AssignRequest> rows;
+    std::vector<EraseRequest> erased;
+    for (int t = 0; t < 3; ++t) {
+      erased.push_back({t, gone.data(), static_cast<int64_t>(gone.size())});
+      rows.push_back(
+          {t, delta.ids[0].data(), delta.weights[0].data(), static_cast<int64_t>(delta.ids[0].size())});
+    }
+    replica_core_.assign(rows, erased, delta.version);
   }
 
   void finish() {
@@ -385,6 +440,7 @@ class Concurrent {
 
   uint64_t seed_;
   Core core_;
+  Core replica_core_{1};
   std::atomic<int64_t> now_us_{0};
   uint32_t base_ = 0;
   std::unordered_map<uint64_t, float> replica_;
