@@ -145,7 +145,7 @@ def run(
     begun = None if hand_over is None else HandOver.from_bytes(hand_over.read_bytes())
     job = load_spec(spec_file)
     if replay_speed is not None:
-        if pipeline is not PipelineName.JOIN or replay_speed <= 0:
+        if pipeline is not job_commands.PipelineName.JOIN or replay_speed <= 0:
             raise SpecError(f"expected --replay-speed above 0, of the join, received {replay_speed}")
         job = job.model_copy(update={"join": job.join.model_copy(update={"replay_speed": replay_speed})})
     if runner != RunnerName.FLINK:
