@@ -89,7 +89,7 @@ class StepResult:
 
     Attributes:
         probabilities: (B, L) float32, predicted before anything was learned from these rows.
-        loss: the summed loss of the batch.
+        loss: the summed loss of the batch, weighted by label.
         row_gradients: table name -> (U, dim) float32, summed over the batch.
         dense_gradients: parameter name -> float32, summed over the batch and divided by ``step_rows``.
     """
@@ -212,7 +212,13 @@ class Model(ABC):
         result: Floats = predict(*self._arrays(encoded, lookup, rows, dense)).numpy()
         return result
 
-    def _table(self, name: str, dim: int, **options: Any) -> TableConfig:
+    def table(self, name: str, dim: int, **options: Any) -> TableConfig:
+        """A table with the spec's seed, admission and expiry.
+
+        Args:
+            dim: weights of a row.
+            options: further ones of :class:`~cuckooflow.embedding_store.api.TableConfig`, such as ``optimizer``.
+        """
         return TableConfig(
             name=name,
             dim=dim,
@@ -262,6 +268,9 @@ class Model(ABC):
 
         names = [table.name for table in self.tables]
         parameters = self.dense
+        label_weights = np.array(
+            [self.spec.label_weights.get(label, 1.0) for label in self.labels], np.float32
+        )
 
         def logits(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any) -> Any:
             values = tf.split(packed, self._dense_sizes)
@@ -286,7 +295,8 @@ class Model(ABC):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([packed, rows])
                 z = logits(inverse, weights, numbers, packed, rows)
-                loss = tf.reduce_sum(targets[0] * tf.nn.softplus(-z) + targets[1] * tf.nn.softplus(z))
+                losses = targets[0] * tf.nn.softplus(-z) + targets[1] * tf.nn.softplus(z)
+                loss = tf.reduce_sum(losses * label_weights)
             dense_gradients, row_gradients = tape.gradient(
                 loss, [packed, rows], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )

@@ -1,4 +1,4 @@
-"""DeepFM (Guo et al., IJCAI 2017): linear part, factorisation machine and deep network on one embedding.
+"""Factorisation machine and DeepFM (Guo et al., IJCAI 2017): linear part, pairs of fields, and a deep network.
 
 The second-order term is ``0.5 * ((sum v)^2 - sum v^2)`` over the fields (Rendle, ICDM 2010), weighted
 per dimension and label by a dense parameter that begins at one, so that several labels can share the
@@ -10,59 +10,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cuckooflow.embedding_store.api import DenseConfig, TableConfig
+from cuckooflow.embedding_store.api import DenseConfig
 from cuckooflow.models.base import Inputs, tensorflow
-from cuckooflow.models.lr import LogisticRegression
-
-#: The table of the embeddings; (dim = the spec's).
-EMBEDDING = "embedding"
+from cuckooflow.models.embedded import EMBEDDING, EmbeddedModel
+from cuckooflow.models.mlp import Mlp
 
 
-class DeepFM(LogisticRegression):
-    """The linear part of :class:`LogisticRegression`, plus the FM term, plus the deep network."""
+class DeepFM(EmbeddedModel):
+    """The linear part, plus the FM term (``fm``), plus the deep network (``hidden``) over the same embeddings.
 
-    @property
-    def tables(self) -> tuple[TableConfig, ...]:
-        embedding = self._table(
-            EMBEDDING,
-            self.spec.dim,
-            optimizer=self.spec.embedding.build(),
-            init_stddev=self.spec.init_stddev,
-        )
-        return (*super().tables, embedding)
+    Without hidden layers it is the factorisation machine.
+    """
 
     @property
     def dense(self) -> tuple[DenseConfig, ...]:
         optimizer = self.spec.dense.build()
-        outputs = len(self.labels)
-        parameters = list(super().dense)
+        parameters = super().dense
         if self.spec.fm:
-            parameters.append(DenseConfig("fm/weights", (self.spec.dim, outputs), optimizer, "ones"))
+            shape = (self.spec.dim, len(self.labels))
+            parameters += (DenseConfig("fm/weights", shape, optimizer, "ones"),)
         if self.spec.hidden:
-            width = self.encoder.num_fields * self.spec.dim + self.encoder.num_numbers
-            for layer, units in enumerate((*self.spec.hidden, outputs)):
-                kernel = DenseConfig(
-                    f"deep/{layer}/kernel", (width, units), optimizer, "glorot_uniform", self.spec.seed
-                )
-                # The last layer's bias would repeat the linear part's.
-                parameters.append(kernel)
-                if layer < len(self.spec.hidden):
-                    parameters.append(DenseConfig(f"deep/{layer}/bias", (units,), optimizer))
-                width = units
-        return tuple(parameters)
+            parameters += self._deep.parameters(optimizer, self.spec.seed)
+        return parameters
 
     def forward(self, inputs: Inputs, dense: Mapping[str, Any]) -> Any:
         tf = tensorflow()
         logits = super().forward(inputs, dense)
-        fields = inputs.fields[EMBEDDING]
         if self.spec.fm:
+            fields = inputs.fields[EMBEDDING]
             squared_sum = tf.square(tf.reduce_sum(fields, axis=1))
             sum_squared = tf.reduce_sum(tf.square(fields), axis=1)
             logits += tf.matmul(0.5 * (squared_sum - sum_squared), dense["fm/weights"])
         if self.spec.hidden:
-            size = self.encoder.num_fields * self.spec.dim
-            x = tf.concat([tf.reshape(fields, (-1, size)), inputs.numbers], axis=1)
-            for layer in range(len(self.spec.hidden)):
-                x = tf.nn.relu(tf.matmul(x, dense[f"deep/{layer}/kernel"]) + dense[f"deep/{layer}/bias"])
-            logits += tf.matmul(x, dense[f"deep/{len(self.spec.hidden)}/kernel"])
+            logits += self._deep.forward(self.flat(inputs), dense)
         return logits
+
+    @property
+    def _deep(self) -> Mlp:
+        return Mlp("deep", self.flat_width, self.spec.hidden, len(self.labels))

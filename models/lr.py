@@ -17,7 +17,7 @@ class LogisticRegression(Model):
 
     @property
     def tables(self) -> tuple[TableConfig, ...]:
-        return (self._table(LINEAR, len(self.labels), optimizer=self.spec.linear_optimizer, init_stddev=0.0),)
+        return (self.table(LINEAR, len(self.labels), optimizer=self.spec.linear_optimizer, init_stddev=0.0),)
 
     @property
     def dense(self) -> tuple[DenseConfig, ...]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
+from cuckooflow.errors import SpecError
 from cuckooflow.models.base import Model, predict_batch
+from cuckooflow.models.dcn import DeepCross
 from cuckooflow.models.deepfm import DeepFM
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.lr import LogisticRegression
+from cuckooflow.models.own import own_model
+from cuckooflow.models.shared_bottom import SharedBottom
 from cuckooflow.models.spec import ModelSpec
 
 __all__ = ["COUNT_TABLE", "build_model", "predict_batch", "store_config"]
@@ -16,16 +20,26 @@ __all__ = ["COUNT_TABLE", "build_model", "predict_batch", "store_config"]
 #: The table that counts how often each feature id was trained on; see :func:`store_config`.
 COUNT_TABLE = "_count"
 
-_KINDS: dict[str, type[Model]] = {"lr": LogisticRegression, "deepfm": DeepFM}
+_KINDS: dict[str, type[Model]] = {
+    "lr": LogisticRegression,
+    "fm": DeepFM,  # without hidden layers
+    "deepfm": DeepFM,
+    "dcn": DeepCross,
+    "shared_bottom": SharedBottom,
+}
 
 
 def build_model(spec: ModelSpec, features: Sequence[FeatureSpec]) -> Model:
     """The model that a job asks for. Imports no TensorFlow yet.
 
     Raises:
-        SpecError: the features do not fit together.
+        SpecError: the features do not fit together, or the model's file holds no model.
     """
-    return _KINDS[spec.kind](spec, features)
+    if spec.kind != "file":
+        return _KINDS[spec.kind](spec, features)
+    if spec.code is None:
+        raise SpecError(f"expected the text of {spec.file} in code; load the job spec with load_spec")
+    return own_model(str(spec.file), spec.code)(spec, features)
 
 
 def store_config(model: Model, counting: bool = False, buckets: int = 64) -> StoreConfig:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cuckooflow.errors import SpecError
+from cuckooflow.models.own import own_model
+from cuckooflow.models.spec import ModelSpec
 from cuckooflow.pipelines.job_spec import (
     LOG_KINDS,
     ColumnsSpec,
@@ -93,7 +95,11 @@ def parse_spec(text: str, path: Path) -> JobSpec:
         spec = None
     else:
         sections, faults = _validate_sections(raw)
-        faults += _cross_faults(sections, path.parent / sections.get("dir", Path()))
+        folder = path.parent / sections.get("dir", Path())
+        faults += _cross_faults(sections, folder)
+        if sections.get("model") is not None and sections["model"].file is not None:
+            sections["model"], own_faults = _with_code(sections["model"], folder)
+            faults += own_faults
         spec = None if faults else JobSpec.model_construct(**sections)
     if spec is None:
         noun = "fault" if len(faults) == 1 else "faults"
@@ -196,6 +202,18 @@ def _lines(node: yaml.Node | None, at: Location) -> Iterator[tuple[Location, int
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _lines(item, (*at, index))
+
+
+def _with_code(model: ModelSpec, folder: Path) -> tuple[ModelSpec, list[Fault]]:
+    """The section with the text of the user's file, and what is wrong with that."""
+    assert model.file is not None
+    file = folder / model.file
+    try:
+        code = file.read_text(encoding="utf-8")
+        own_model(str(model.file), code)
+    except (OSError, UnicodeDecodeError, SpecError) as error:
+        return model, [Fault(("model", "file"), repr(str(model.file)), f"a file with a model; {error}")]
+    return model.model_copy(update={"code": code}), []
 
 
 # --- checks across sections -----------------------------------------------------------------

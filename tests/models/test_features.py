@@ -89,5 +89,5 @@ def test_wrong_models_are_refused(given: dict[str, Any]) -> None:
 def test_specs_survive_json() -> None:
     feature = FeatureSpec(name="g", pooling="mean", max_length=3)
     assert FeatureSpec.model_validate(feature.model_dump(mode="json")) == feature
-    spec = ModelSpec(labels=("like",), hidden=(16,), kind="lr")
+    spec = ModelSpec(labels=("like",), hidden=(16,), kind="dcn")
     assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec

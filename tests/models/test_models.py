@@ -1,4 +1,4 @@
-"""LR and DeepFM against numpy: probabilities, gradients by finite differences, shapes, options."""
+"""Every kind of model against numpy: probabilities, gradients by finite differences, shapes, options."""
 
 from __future__ import annotations
 
@@ -55,18 +55,46 @@ def _reference(model: Model, rows: Arrays, dense: Arrays) -> npt.NDArray[np.floa
                     fields[name][encoded.fields[c]] += weight * value[at].astype(np.float64)
         numbers = encoded.numbers[r].astype(np.float64)
         z = fields["linear"].sum(0) + dense["linear/bias"] + numbers @ dense["linear/numbers"]
-        if spec.kind == "deepfm":
+        if spec.kind != "lr":
             v = fields["embedding"]
-            if spec.fm:
+            x = np.concatenate([v.reshape(-1), numbers])
+            if spec.kind in ("fm", "deepfm") and spec.fm:
                 pairs = sum(v[i] * v[j] for i in range(len(v)) for j in range(i))
                 z = z + pairs @ dense["fm/weights"]
-            x = np.concatenate([v.reshape(-1), numbers])
-            for layer in range(len(spec.hidden)):
-                x = np.maximum(x @ dense[f"deep/{layer}/kernel"] + dense[f"deep/{layer}/bias"], 0)
-            if spec.hidden:
-                z = z + x @ dense[f"deep/{len(spec.hidden)}/kernel"]
+            if spec.kind == "dcn":
+                z = z + _crossed(spec, x, dense) @ dense["cross/outputs"]
+            if spec.kind == "shared_bottom":
+                bottom = _layers("shared", spec.hidden, x, dense)
+                z = z + [
+                    (
+                        _layers(f"tower/{n}", spec.tower, bottom, dense)
+                        @ dense[f"tower/{n}/{len(spec.tower)}/kernel"]
+                    )[0]
+                    for n in spec.labels
+                ]
+            elif spec.hidden:
+                z = z + _layers("deep", spec.hidden, x, dense) @ dense[f"deep/{len(spec.hidden)}/kernel"]
         logits.append(z)
     return np.array(logits)
+
+
+def _layers(name: str, widths: tuple[int, ...], x: Any, dense: Arrays) -> Any:
+    for layer in range(len(widths)):
+        x = np.maximum(x @ dense[f"{name}/{layer}/kernel"] + dense[f"{name}/{layer}/bias"], 0)
+    return x
+
+
+def _crossed(spec: ModelSpec, first: Any, dense: Arrays) -> Any:
+    x = first
+    for layer in range(spec.cross_layers):
+        name = f"cross/{layer}"
+        kernel = (
+            dense[f"{name}/kernel"]
+            if spec.cross_rank is None
+            else dense[f"{name}/down"] @ dense[f"{name}/up"]
+        )
+        x = np.array([first[i] * (x @ kernel[:, i] + dense[f"{name}/bias"][i]) + x[i] for i in range(len(x))])
+    return x
 
 
 SPECS = [
@@ -74,10 +102,28 @@ SPECS = [
     ModelSpec(labels=("a",), dim=3, hidden=(5, 4)),
     ModelSpec(labels=("a", "b"), dim=3, hidden=()),
     ModelSpec(labels=("a", "b"), dim=2, hidden=(4,), fm=False),
+    ModelSpec(kind="fm", labels=("a",), dim=2, label_weights={"a": 0.5}),
+    ModelSpec(kind="dcn", labels=("a", "b"), dim=2, hidden=(4,), cross_layers=2),
+    ModelSpec(kind="dcn", labels=("a",), dim=2, hidden=(), cross_layers=1, cross_rank=2),
+    ModelSpec(
+        kind="shared_bottom", labels=("a", "b"), dim=2, hidden=(4,), tower=(3,), label_weights={"b": 0.25}
+    ),
+    ModelSpec(kind="shared_bottom", labels=("a", "b"), dim=2, hidden=(), tower=()),
+]
+IDS = [
+    "lr",
+    "deepfm",
+    "deepfm-no-hidden",
+    "deep",
+    "fm",
+    "dcn",
+    "dcn-low-rank",
+    "shared-bottom",
+    "towers-only",
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=["lr", "deepfm", "fm", "deep"])
+@pytest.mark.parametrize("spec", SPECS, ids=IDS)
 def test_probabilities_and_gradients(spec: ModelSpec) -> None:
     model = build_model(spec, FEATURES)
     encoded = model.encode(BATCH)
@@ -93,7 +139,7 @@ def test_probabilities_and_gradients(spec: ModelSpec) -> None:
     def loss(rows: Arrays, dense: Arrays) -> float:
         z = _reference(model, rows, dense)
         losses = targets.positive * np.logaddexp(0, -z) + targets.negative * np.logaddexp(0, z)
-        return float(losses.sum())
+        return float((losses * [spec.label_weights.get(label, 1) for label in spec.labels]).sum())
 
     expected = 1 / (1 + np.exp(-_reference(model, rows, dense)))
     assert result.probabilities == pytest.approx(expected, abs=1e-5)
