@@ -24,6 +24,7 @@ import pyarrow as pa
 from cuckooflow.embedding_store.api import DenseConfig, Floats, Ids, TableConfig
 from cuckooflow.models.encoding import Encoded, Encoder
 from cuckooflow.models.features import FeatureSpec, slots
+from cuckooflow.models.late_weights import importance
 from cuckooflow.models.spec import ModelSpec
 
 #: Given ids for each table, the rows for each table and all dense parameters: ``Store.pull``.
@@ -64,10 +65,30 @@ class Targets:
 
     Attributes:
         positive, negative: (B, L) float32.
+        late_share: (B, L) float32: of a label's positives the share that comes when the row was trained as a
+            negative already, for weights as :mod:`~cuckooflow.models.late_weights` says; None: no such weights.
+        shift: (B, L) float32, given with ``late_share``: what the log odds of the model lack.
     """
 
     positive: Floats
     negative: Floats
+    late_share: Floats | None = None
+    shift: Floats | None = None
+
+    @property
+    def parts(self) -> tuple[Floats, ...]:
+        """Those of the arrays that are there."""
+        given = (self.positive, self.negative, self.late_share, self.shift)
+        return tuple(array for array in given if array is not None)
+
+    def slice(self, start: int, stop: int) -> Targets:
+        """Rows ``start <= row < stop``, without a copy."""
+        return Targets(*(array[start:stop] for array in self.parts))
+
+    @staticmethod
+    def concat(several: Sequence[Targets]) -> Targets:
+        """The rows of all, in order; all have the same arrays, and there is at least one."""
+        return Targets(*(np.concatenate(arrays) for arrays in zip(*(t.parts for t in several), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -139,7 +160,7 @@ class Model(ABC):
             if feature.ttl is not None
         }
         self._lock = threading.Lock()
-        self._compiled: tuple[Any, Any] | None = None
+        self._compiled: tuple[Any, Any, Any] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -187,9 +208,10 @@ class Model(ABC):
             step_rows: rows of a full batch. Dense gradients are divided by it, not by B, so that a
                 ragged small batch makes a small step.
         """
-        step, _ = self._functions()
-        both = np.stack([targets.positive, targets.negative])
-        probabilities, loss, row_gradients, packed = step(*self._arrays(encoded, lookup, rows, dense), both)
+        plain, weighted, _ = self._functions()
+        step = plain if targets.late_share is None else weighted
+        given = np.stack(targets.parts)
+        probabilities, loss, row_gradients, packed = step(*self._arrays(encoded, lookup, rows, dense), given)
         dense_gradients = packed.numpy() / np.float32(step_rows)
         at = np.cumsum([0, *self._dense_sizes])
         return StepResult(
@@ -208,7 +230,7 @@ class Model(ABC):
         """(B, L) float32 probabilities, in the order of :attr:`labels`."""
         if not len(encoded):
             return np.zeros((0, len(self.labels)), np.float32)
-        _, predict = self._functions()
+        predict = self._functions()[-1]
         result: Floats = predict(*self._arrays(encoded, lookup, rows, dense)).numpy()
         return result
 
@@ -247,13 +269,13 @@ class Model(ABC):
     def _dense_sizes(self) -> tuple[int, ...]:
         return tuple(math.prod(parameter.shape) for parameter in self.dense)
 
-    def _functions(self) -> tuple[Any, Any]:
+    def _functions(self) -> tuple[Any, Any, Any]:
         with self._lock:
             if self._compiled is None:
                 self._compiled = self._compile()
             return self._compiled
 
-    def _compile(self) -> tuple[Any, Any]:
+    def _compile(self) -> tuple[Any, Any, Any]:
         tf = tensorflow()
         places = len(self.encoder.fields)
         single = places == self.encoder.num_fields
@@ -290,23 +312,30 @@ class Model(ABC):
             [tensor(None, table.dim) for table in self.tables],
         )
 
-        @tf.function(autograph=False, input_signature=[*arrays, tensor(2, None, len(self.labels))])
         def step(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any, targets: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([packed, rows])
                 z = logits(inverse, weights, numbers, packed, rows)
-                losses = targets[0] * tf.nn.softplus(-z) + targets[1] * tf.nn.softplus(z)
+                positive, negative = targets[0], targets[1]
+                if targets.shape[0] > 2:
+                    of_positive, of_negative = importance(tf, z, targets[2], targets[3])
+                    positive, negative = positive * of_positive, negative * of_negative
+                losses = positive * tf.nn.softplus(-z) + negative * tf.nn.softplus(z)
                 loss = tf.reduce_sum(losses * label_weights)
             dense_gradients, row_gradients = tape.gradient(
                 loss, [packed, rows], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
             return tf.sigmoid(z), loss, [tf.convert_to_tensor(g) for g in row_gradients], dense_gradients
 
+        def compiled(parts: int) -> Any:
+            signature = [*arrays, tensor(parts, None, len(self.labels))]
+            return tf.function(step, autograph=False, input_signature=signature)
+
         @tf.function(autograph=False, input_signature=arrays)
         def predict(inverse: Any, weights: Any, numbers: Any, packed: Any, rows: Any) -> Any:
             return tf.sigmoid(logits(inverse, weights, numbers, packed, rows))
 
-        return step, predict
+        return compiled(2), compiled(4), predict
 
 
 def predict_batch(model: Model, batch: pa.RecordBatch, pull: Pull) -> dict[str, npt.NDArray[np.float32]]:

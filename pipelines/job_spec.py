@@ -21,6 +21,7 @@ from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms.columns import Column
 from cuckooflow.transforms.join_options import LabelValue
 from cuckooflow.transforms.message_format import Kind
+from cuckooflow.transforms.training_rows import LateMode
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 
@@ -232,6 +233,13 @@ class TrainingSpec(Section):
         metrics_interval: how often the records are written, default 2 s. What a killed trainer had not written
             is missing from the figures, never from the model.
         counting: also count every feature id in the table ``_count``, for checks by equality.
+        late: what becomes of a positive that comes after its impression was given out as a negative, within the
+            join's ``late_horizon``. ``ignore`` (default): it goes to the log ``late`` and is not trained.
+            ``take_back``: it goes to the examples log; it is trained, and the negative's step is taken back where
+            sampling had kept it. ``weights``: it goes to the examples log, and importance weights on
+            every row make up for negatives that were none (Ktena et al., RecSys 2019); for positives that are mostly
+            late.
+        late_share: ``weights`` only: label -> of its positives the share that comes late; default 1, all of them.
     """
 
     batch_size: int = Field(default=256, ge=1, le=65_536)
@@ -240,6 +248,14 @@ class TrainingSpec(Section):
     metrics_window: DurationUs = Field(default=3_600_000_000, ge=1_000_000)
     metrics_interval: DurationUs = Field(default=2_000_000, ge=0)
     counting: bool = False
+    late: LateMode = "ignore"
+    late_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+
+    @model_validator(mode="after")
+    def _share_of_weights(self) -> TrainingSpec:
+        if self.late_share and self.late != "weights":
+            raise ValueError(f"late_share only with late: weights, received late: {self.late}")
+        return self
 
 
 class StoreSpec(Section):

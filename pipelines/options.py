@@ -18,7 +18,7 @@ from cuckooflow.transforms.join_options import JoinOptions, Label
 from cuckooflow.transforms.poll_core import PollOptions
 from cuckooflow.transforms.snapshot_publisher import SnapshotOptions
 from cuckooflow.transforms.training_options import TrainingOptions
-from cuckooflow.transforms.training_rows import Correction
+from cuckooflow.transforms.training_rows import Correction, LateLabels
 
 
 def model(job: JobSpec) -> Model:
@@ -115,6 +115,11 @@ def poll_options(job: JobSpec, stop_at_end: bool) -> PollOptions:
 def correction(job: JobSpec) -> Correction:
     """How scores are corrected for the negatives that sampling left out."""
     return job.negative_sampling.correction if job.negative_sampling.rate < 1 else "none"
+
+
+def late_labels(job: JobSpec) -> LateLabels:
+    """What late positives do in training."""
+    return LateLabels(job.training.late, job.training.late_share)
 
 
 def store_folder(job: JobSpec, shard: int = 0) -> Path:

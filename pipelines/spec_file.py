@@ -249,6 +249,11 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
         for index, label in enumerate(sections["model"].labels):
             if label not in labels:
                 faults.append(Fault(("model", "labels", index), repr(label), _one_of("labels", labels)))
+    if "training" in sections and "model" in sections:
+        for label in sections["training"].late_share:
+            if label not in sections["model"].labels:
+                known = f"labels of the model: {', '.join(sections['model'].labels)}"
+                faults.append(Fault(("training", "late_share"), repr(label), known))
     if labels is not None:
         emit = sections["join"].emit if "join" in sections else None
         faults += _label_faults(labels, emit, None if columns is None else columns.actions)

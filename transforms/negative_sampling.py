@@ -52,25 +52,25 @@ def sample_examples(batch: pa.RecordBatch, rate: float, seed: int) -> pa.RecordB
         stays |= batch.column(name).to_numpy() != 0
     if not stays.all():
         batch = batch.filter(pa.array(stays))
-    return _with_rate(batch, rate)
+    return _with_rate(batch, np.full(batch.num_rows, rate))
 
 
 def sample_late(batch: pa.RecordBatch, rate: float, seed: int) -> pa.RecordBatch:
     """All late examples; ``_negative_kept`` now says whether the negative that each corrects is there.
 
-    Its columns are those of the examples, ``_negative_kept`` and ``_rate``.
+    Its columns are those of the examples, ``_negative_kept`` and ``_rate``, of which share examples such as the
+    one that it corrects were kept: 1 where that had another label.
     """
     kept = kept_negatives(batch.column("_hash").to_numpy(), rate, seed)
     negative = batch.column("_primary_negative").to_numpy(zero_copy_only=False)
     corrects = batch.column("_negative_kept").to_numpy(zero_copy_only=False)
     at = batch.schema.get_field_index("_negative_kept")
     batch = batch.set_column(at, batch.schema.field(at), pa.array(corrects & (kept | ~negative)))
-    return _with_rate(batch.drop_columns(["_primary_negative"]), rate)
+    return _with_rate(batch.drop_columns(["_primary_negative"]), np.where(negative, rate, 1.0))
 
 
-def _with_rate(batch: pa.RecordBatch, rate: float) -> pa.RecordBatch:
-    values = pa.array(np.full(batch.num_rows, rate, np.float32))
-    return batch.append_column(pa.field("_rate", pa.float32()), values)
+def _with_rate(batch: pa.RecordBatch, rates: npt.NDArray[np.float64]) -> pa.RecordBatch:
+    return batch.append_column(pa.field("_rate", pa.float32()), pa.array(rates.astype(np.float32)))
 
 
 class NegativeSampling(beam.PTransform):

@@ -38,7 +38,7 @@ from cuckooflow.transforms.ranges import read_range_header
 from cuckooflow.transforms.trainer import RangeReader, Trainer
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import Output
-from cuckooflow.transforms.training_rows import Correction
+from cuckooflow.transforms.training_rows import Correction, LateLabels
 
 TICKS = "ticks"
 METRICS = "metrics"
@@ -57,6 +57,7 @@ class TrainConfig:
             is an error.
         options: see :class:`TrainingOptions`.
         correction: of negative sampling, default none.
+        late_labels: what late positives do, default: they take back.
         predictions: give out every row's probabilities, default off. For measurements.
     """
 
@@ -66,6 +67,7 @@ class TrainConfig:
     reader: Callable[[], RangeReader] | None = None
     options: TrainingOptions = field(default_factory=TrainingOptions)
     correction: Correction = "none"
+    late_labels: LateLabels = field(default_factory=LateLabels)
     predictions: bool = False
 
 
@@ -139,7 +141,13 @@ def _partition(run_id: str, config: TrainConfig, partition: int) -> _Partition:
             run = _registry[run_id] = _Run(config.store(), build_model(config.model, config.features))
         if partition not in run.partitions:
             trainer = Trainer(
-                run.store, run.model, config.reader, config.options, config.correction, config.predictions
+                run.store,
+                run.model,
+                config.reader,
+                config.options,
+                config.correction,
+                config.predictions,
+                config.late_labels,
             )
             run.partitions[partition] = _Partition(trainer)
         return run.partitions[partition]

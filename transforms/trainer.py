@@ -51,7 +51,7 @@ from cuckooflow.transforms.training_output import (
 )
 from cuckooflow.transforms.training_piece import Piece
 from cuckooflow.transforms.training_report import TrainingReport
-from cuckooflow.transforms.training_rows import Correction, TrainingRows, training_rows
+from cuckooflow.transforms.training_rows import Correction, LateLabels, TrainingRows, training_rows
 
 
 class RangeReader(Protocol):
@@ -90,6 +90,7 @@ class Trainer:
             read again.
         options: see :class:`TrainingOptions`.
         correction: of negative sampling.
+        late_labels: what late positives do; default: taken back.
         predictions: give back every row's probabilities.
     """
 
@@ -101,6 +102,7 @@ class Trainer:
         options: TrainingOptions,
         correction: Correction = "none",
         predictions: bool = False,
+        late_labels: LateLabels | None = None,
     ) -> None:
         self._store = store
         self._model = model
@@ -108,6 +110,7 @@ class Trainer:
         self._reader: RangeReader | None = None
         self._options = options
         self._correction = correction
+        self._late_labels = late_labels
         self._log: LogRange | None = None
         self._first = self._end = Position(0)
         self._buffer: deque[TrainingRows] = deque()
@@ -267,7 +270,7 @@ class Trainer:
         if not batch.num_rows:
             return None
         try:
-            return training_rows(self._model, batch, self._correction)
+            return training_rows(self._model, batch, self._correction, self._late_labels)
         except SpecError as error:
             out.dead.append(dead_rows([batch], range_, NOT_ENCODABLE, str(error)))
             return None

@@ -1,15 +1,15 @@
 """Rows of the examples log as the trainer takes them: encoded features, targets, positions.
 
 Columns read beside the features' (see the join's output): ``_offset``, ``_row``, ``_time``, ``_append``,
-``label_<name>`` (null: unknown; positive where it is not 0), and where they are there ``_kind`` (0 primary, 1 late), ``_rate`` (the share
-of all-negative examples that was kept) and ``_negative_kept`` (late rows: whether the earlier negative
-was trained on).
+``label_<name>`` (null: unknown; positive where it is not 0), and where they are there ``_kind`` (0 primary,
+1 late), ``_rate`` (the share that was kept of all-negative examples; of a late row, of examples such as the one that it
+corrects) and ``_negative_kept`` (late rows: whether the earlier negative was trained on).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,24 @@ from cuckooflow.models.encoding import Encoded
 
 #: How the loss of sampled negatives is made up for; see ``negative_sampling`` in the job.
 Correction = Literal["none", "log_odds", "weight"]
+#: What a late positive does; see :class:`LateLabels`.
+LateMode = Literal["ignore", "take_back", "weights"]
+
+
+@dataclass(frozen=True)
+class LateLabels:
+    """What becomes of a positive that comes when its impression was trained as a negative already.
+
+    Attributes:
+        mode: ``ignore``: nothing. ``take_back`` (default): it is trained, and the step of the negative is
+            taken back, at today's parameters, where sampling had kept it. ``weights``: it is trained, and
+            importance weights on every row make up for the negatives, see
+            :mod:`cuckooflow.models.late_weights`.
+        share: label -> of its positives the share that comes late, 0 to 1, for ``weights``; default 1: all.
+    """
+
+    mode: LateMode = "take_back"
+    share: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class TrainingRows:
         return TrainingRows(
             batches=_slice(self.batches, start, stop),
             encoded=self.encoded.slice(start, stop),
-            targets=Targets(self.targets.positive[start:stop], self.targets.negative[start:stop]),
+            targets=self.targets.slice(start, stop),
             **{f.name: getattr(self, f.name)[start:stop] for f in fields(self)[3:]},
         )
 
@@ -83,10 +101,7 @@ class TrainingRows:
         return TrainingRows(
             batches=tuple(batch for part in parts for batch in part.batches),
             encoded=Encoded.concat([part.encoded for part in parts]),
-            targets=Targets(
-                np.concatenate([part.targets.positive for part in parts]),
-                np.concatenate([part.targets.negative for part in parts]),
-            ),
+            targets=Targets.concat([part.targets for part in parts]),
             **{
                 f.name: np.concatenate([getattr(part, f.name) for part in parts])
                 for f in fields(TrainingRows)[3:]
@@ -94,8 +109,14 @@ class TrainingRows:
         )
 
 
-def training_rows(model: Model, batch: pa.RecordBatch, correction: Correction) -> TrainingRows:
+def training_rows(
+    model: Model, batch: pa.RecordBatch, correction: Correction, late_labels: LateLabels | None = None
+) -> TrainingRows:
     """Encode a batch of the examples log.
+
+    Args:
+        correction: of negative sampling.
+        late_labels: default: taken back.
 
     Raises:
         SpecError: a feature cannot take its column.
@@ -119,15 +140,22 @@ def training_rows(model: Model, batch: pa.RecordBatch, correction: Correction) -
     primary = (known & ~late[:, None]).astype(np.float32)
     positive = primary * step_weight * labels
     negative = primary * step_weight * (1 - labels)
-    # A late row adds only the label that came; where the row was trained as a negative before, that is
-    # taken back.
-    added = (late[:, None] & (labels == 1)).astype(np.float32)
-    positive += added
-    negative -= added * kept[:, None]
+    # A late row adds only the label that came.
+    late_labels = late_labels or LateLabels()
+    if late_labels.mode != "ignore":
+        added = (late[:, None] & (labels == 1)).astype(np.float32)
+        positive += added
+        if late_labels.mode == "take_back":
+            negative -= added * kept[:, None] * (made_up if correction == "weight" else 1.0)
+    targets = Targets(positive.astype(np.float32), negative.astype(np.float32))
+    if late_labels.mode == "weights":
+        share = np.array([late_labels.share.get(name, 1.0) for name in model.labels], np.float32)
+        shift = np.log(rates) if correction == "log_odds" else np.zeros_like(rates)
+        targets = Targets(*targets.parts, *_everywhere(share, shift))
     return TrainingRows(
         batches=(batch,),
         encoded=model.encode(batch),
-        targets=Targets(positive.astype(np.float32), negative.astype(np.float32)),
+        targets=targets,
         labels=labels,
         metric_weights=(primary * row_weight).astype(np.float32),
         rates=rates,
@@ -136,6 +164,12 @@ def training_rows(model: Model, batch: pa.RecordBatch, correction: Correction) -
         times_us=_numbers(_column(batch, "_time"), np.int64, 0, rows),
         appends_us=_numbers(_column(batch, "_append"), np.int64, 0, rows),
     )
+
+
+def _everywhere(of_labels: Floats, of_rows: Floats) -> tuple[Floats, Floats]:
+    """Both as (B, L)."""
+    shape = (len(of_rows), len(of_labels))
+    return np.broadcast_to(of_labels, shape), np.broadcast_to(of_rows[:, None], shape)
 
 
 def _slice(batches: Sequence[pa.RecordBatch], start: int, stop: int) -> tuple[pa.RecordBatch, ...]:

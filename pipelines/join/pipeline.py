@@ -62,8 +62,11 @@ def build_join(
         sampling.rate, sampling.seed, job.join.balance_interval
     )
     sampled["examples"] | "WriteExamples" >> WriteExamples(examples)
+    if job.training.late == "ignore":
+        sampled["late"] | "WriteLate" >> WriteJsonLines(job.address(logs.late))
+    else:
+        sampled["late"] | "WriteLateExamples" >> WriteExamples(examples)
     for name, records, log in (
-        ("WriteLate", sampled["late"], logs.late),
         ("WriteUnmatched", joined.unmatched, logs.unmatched),
         ("WriteRefusedEvents", elements.dead, logs.dead_letters),
         ("WriteRefusedRows", joined.dead, logs.dead_letters),

@@ -10,7 +10,13 @@ from cuckooflow.embedding_store.client import connect
 from cuckooflow.logs.address import LogAddress
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.join.pipeline import create_missing
-from cuckooflow.pipelines.options import correction, snapshot_options, store_addresses, training_options
+from cuckooflow.pipelines.options import (
+    correction,
+    late_labels,
+    snapshot_options,
+    store_addresses,
+    training_options,
+)
 from cuckooflow.transforms.emit_snapshots import EmitSnapshots
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.front_ends import FrontEnd, wall_clock_us
@@ -62,6 +68,7 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
             reader=partial(_open_reader, examples, job.training.dedupe_rows),
             options=training_options(job),
             correction=correction(job),
+            late_labels=late_labels(job),
         )
     )
     trained.ticks | "EmitSnapshots" >> EmitSnapshots(open_store, snapshot_options(job))

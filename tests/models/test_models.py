@@ -166,6 +166,42 @@ def test_probabilities_and_gradients(spec: ModelSpec) -> None:
             assert gradients[at] * divided == pytest.approx((above - below) / (2 * step), abs=2e-3)
 
 
+def test_weights_for_late_labels_are_those_of_the_paper() -> None:
+    """Against the plain step with weights made by hand from its own predictions."""
+    model = build_model(ModelSpec(labels=("a", "b"), dim=3, hidden=(4,)), FEATURES)
+    encoded = model.encode(BATCH)
+    lookup = distinct(encoded)
+    rows, dense = _parameters(model, lookup)
+    positive = np.array([[1, 0], [0, 1], [0, 0], [1, 1]], np.float32)
+    negative = 1 - positive
+    share = np.broadcast_to(np.array([1.0, 0.25], np.float32), (4, 2))
+    shift = np.broadcast_to(np.log(np.array([[1], [0.5], [0.1], [1]], np.float32)), (4, 2))
+    p = 1 / (1 + np.exp(-_reference(model, rows, dense) - shift))
+    by_hand = Targets(
+        (positive * (1 + share * p)).astype(np.float32),
+        (negative * (1 - p) * (1 + share * p) / (1 - p + share * p)).astype(np.float32),
+    )
+    assert by_hand.negative[1:3, 0] == pytest.approx(((1 - p) * (1 + p))[1:3, 0])  # all late: the paper's
+    expected = model.train_step(encoded, lookup, rows, dense, by_hand, 4)
+    found = model.train_step(encoded, lookup, rows, dense, Targets(positive, negative, share, shift), 4)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.probabilities == pytest.approx(expected.probabilities)
+    for name, gradient in expected.row_gradients.items():
+        assert found.row_gradients[name] == pytest.approx(gradient, abs=1e-5)
+    for name, gradient in expected.dense_gradients.items():
+        assert found.dense_gradients[name] == pytest.approx(gradient, abs=1e-5)
+
+
+def test_weights_for_late_labels_stay_finite() -> None:
+    model = build_model(SPECS[0], FEATURES)
+    encoded = model.encode(BATCH)
+    lookup = distinct(encoded)
+    rows, dense = _parameters(model, lookup)
+    dense["linear/bias"][:] = [80, -80]
+    ones = np.ones((4, 2), np.float32)
+    assert model.train_step(encoded, lookup, rows, dense, Targets(ones, ones, ones, 0 * ones), 4).finite()
+
+
 def test_distinct_counts_used_places_only() -> None:
     encoded = build_model(SPECS[0], FEATURES).encode(BATCH)
     lookup = distinct(encoded)
@@ -177,7 +213,7 @@ def test_distinct_counts_used_places_only() -> None:
 
 def test_a_later_batch_of_another_size_is_not_compiled_again() -> None:
     model = build_model(SPECS[1], FEATURES)
-    step, predict = model._functions()
+    step, _, predict = model._functions()
     for rows in (4, 1, 3):
         encoded = model.encode(BATCH.slice(0, rows))
         lookup = distinct(encoded)

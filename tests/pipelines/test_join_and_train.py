@@ -17,6 +17,7 @@ from cuckooflow.logs.local_log import LocalLogWriter
 from cuckooflow.models.snapshots import list_manifests
 
 REQUESTS = 400
+START_MS = 1_767_225_600_000
 
 
 @contextmanager
@@ -87,6 +88,33 @@ def test_both_pipelines_run_again_change_nothing(films, cli, wait_for: Callable[
             done = cli("run", "train", films.spec, "--stop-at-end")
             assert done.returncode == 0, done.stderr[-4000:]
             assert films.trained_counts(address) == films.expected_counts(examples)
+
+
+@pytest.mark.slow
+def test_a_late_positive_is_trained_where_the_job_says_so(films, cli, wait_for) -> None:
+    films.spec.write_text(films.spec.read_text().replace("counting: true", "counting: true, late: take_back"))
+    impressions, actions = films.events(50)
+    films.make_logs()
+    films.append(impressions, actions)
+    films.close_windows(START_MS + 60 * 60_000)
+    missed = next(i for i in impressions if films.expected[i["request_id"], i["item_id"]] == (0, 0))
+    like = {"request_id": missed["request_id"], "item_id": missed["item_id"], "action": "like"}
+    films.append([], [{**like, "time": int(str(missed["time"])) + 60_000}])
+
+    done = cli("run", "join", films.spec, "--stop-at-end")
+    assert done.returncode == 0, done.stderr[-4000:]
+    examples = films.rows(films.job.logs.examples.path)
+    (late,) = [example for example in examples if example["_kind"] == 1]
+    assert {name: late[name] for name in missed if name != "time"} == {
+        n: missed[n] for n in missed if n != "time"
+    }
+    assert (late["label_click"], late["label_like"], late["_negative_kept"]) == (0, 1, True)
+    assert len(examples) == len(films.expected) + 2 + 1  # those that closed the windows, and the late one
+    assert not films.log_has_rows(films.job.logs.late.path)
+    with store_process(films, wait_for) as address:
+        done = cli("run", "train", films.spec, "--stop-at-end")
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert films.trained_counts(address) == films.expected_counts(examples)
 
 
 @pytest.mark.slow

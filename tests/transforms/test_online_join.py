@@ -324,8 +324,9 @@ def test_late_rows_know_whether_their_negative_was_kept():
         }
     )
     kept = kept_negatives(batch.column("_hash").to_numpy(), 0.5, 3)
-    got = sample_late(batch, 0.5, 3).column("_negative_kept").to_pylist()
-    assert got == [bool(kept[0]), bool(kept[1]), True, False]
+    got = sample_late(batch, 0.5, 3)
+    assert got.column("_negative_kept").to_pylist() == [bool(kept[0]), bool(kept[1]), True, False]
+    assert got.column("_rate").to_pylist() == [0.5, 0.5, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 1.5])

@@ -13,15 +13,15 @@ from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import build_model
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms.training_output import shifted
-from cuckooflow.transforms.training_rows import TrainingRows, training_rows
+from cuckooflow.transforms.training_rows import LateLabels, TrainingRows, training_rows
 
 MODEL = build_model(ModelSpec(kind="lr", labels=("like",)), [FeatureSpec(name="user")])
 
 
-def rows(correction: Any = "none", **columns: Any) -> TrainingRows:
+def rows(correction: Any = "none", late: LateLabels | None = None, **columns: Any) -> TrainingRows:
     n = len(next(iter(columns.values())))
     base = {"user": pa.array([f"u{i}" for i in range(n)]), "_offset": pa.array(range(n)), "_row": [0] * n}
-    return training_rows(MODEL, pa.record_batch({**base, **columns}), correction)
+    return training_rows(MODEL, pa.record_batch({**base, **columns}), correction, late)
 
 
 def test_unknown_labels_teach_nothing() -> None:
@@ -41,6 +41,24 @@ def test_a_late_positive_takes_back_the_negative_that_was_trained() -> None:
     assert made.targets.positive.tolist() == [[1], [1], [0]]
     assert made.targets.negative.tolist() == [[-1], [0], [0]]
     assert made.metric_weights.tolist() == [[0], [0], [0]]
+
+
+def test_what_is_taken_back_is_what_was_trained() -> None:
+    """A negative that stood for four, and one that was kept for another label of it."""
+    late = {
+        "label_like": pa.array([1, 1], pa.uint8()),
+        "_kind": pa.array([1, 1], pa.int8()),
+        "_negative_kept": [True, True],
+        "_rate": pa.array([0.25, 1.0], pa.float32()),
+    }
+    assert rows("weight", **late).targets.negative.tolist() == [[-4], [-1]]
+    assert rows("log_odds", **late).targets.negative.tolist() == [[-1], [-1]]
+    ignored = rows("weight", LateLabels("ignore"), **late).targets
+    assert (ignored.positive.tolist(), ignored.negative.tolist()) == ([[0], [0]], [[0], [0]])
+    weighted = rows("log_odds", LateLabels("weights", {"like": 0.5}), **late).targets
+    assert (weighted.positive.tolist(), weighted.negative.tolist()) == ([[1], [1]], [[0], [0]])
+    assert weighted.late_share is not None and weighted.late_share.tolist() == [[0.5], [0.5]]
+    assert weighted.shift == pytest.approx(np.log([[0.25], [1.0]]))
 
 
 def test_only_rows_negative_in_every_label_stand_for_those_sampled_out() -> None:
