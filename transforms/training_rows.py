@@ -151,7 +151,7 @@ def training_rows(
     if late_labels.mode == "weights":
         share = np.array([late_labels.share.get(name, 1.0) for name in model.labels], np.float32)
         shift = np.log(rates) if correction == "log_odds" else np.zeros_like(rates)
-        targets = Targets(*targets.parts, *_everywhere(share, shift))
+        targets = Targets(targets.positive, targets.negative, *_everywhere(share, shift))
     return TrainingRows(
         batches=(batch,),
         encoded=model.encode(batch),
