@@ -222,7 +222,8 @@ class StoreClient:
                         raise
                     raise StoreUnavailable(
                         f"the store at {self._address} did not answer {verb!r} within {self._retry_s} s "
-                        f"({type(error).__name__}: {error}). See whether its process runs."
+                        f"({type(error).__name__}: {error}). See whether its process runs, and whether it asks for TLS "
+                        f"({'this client does' if self._security.root_certificate else 'this client does not'})."
                     ) from error
                 log.warning(
                     "event=store_retry verb=%s address=%s error=%s", verb, self._address, type(error).__name__

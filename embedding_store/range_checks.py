@@ -7,8 +7,9 @@ marks where they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from cuckooflow.embedding_store.kinds import TIME_US_MAX
 from cuckooflow.errors import BadShape
@@ -58,7 +59,7 @@ def checked_event_time(time_us: int) -> int:
     Raises:
         BadShape: it is no whole number within plus and minus 2^61.
     """
-    if not isinstance(time_us, Integral) or not -TIME_US_MAX <= time_us <= TIME_US_MAX:
+    if not isinstance(time_us, int | np.integer) or not -TIME_US_MAX <= time_us <= TIME_US_MAX:
         raise BadShape(
             "event_time_us: expected a whole number within plus and minus 2^61, received "
             f"{time_us!r}. Give microseconds since the epoch."
@@ -73,7 +74,7 @@ def _position(what: str, value: Any) -> Position:
 
 
 def _number(what: str, value: Any) -> int:
-    if not isinstance(value, Integral) or not 0 <= value <= NUMBER_MAX:
+    if not isinstance(value, int | np.integer) or not 0 <= value <= NUMBER_MAX:
         raise BadShape(f"{what}: expected a whole number from 0 to 2^63-1, received {value!r}")
     return int(value)
 

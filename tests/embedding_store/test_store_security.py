@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig, TablePush
@@ -31,9 +32,10 @@ from cuckooflow.embedding_store.client import StoreClient, connect
 from cuckooflow.embedding_store.config_json import config_to_json
 from cuckooflow.embedding_store.security import ClientSecurity, ServerSecurity
 from cuckooflow.embedding_store.server import StoreServer, main, serve
-from cuckooflow.embedding_store.server_limits import ServerLimits, established
+from cuckooflow.embedding_store.server_limits import ServerLimits, Turns, established
 from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.embedding_store.store_metrics import StoreMetrics
 from cuckooflow.errors import (
     InsecureListen,
     LimitExceeded,
@@ -204,6 +206,37 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch, certificates):
         ServerSecurity.load(token_file=tmp_path / "none")
     with pytest.raises(SpecError, match="received one of them"):
         ServerSecurity.load(certificate=file)
+
+
+def test_certificates_that_are_none_are_named(tmp_path, certificates):
+    certificate, key, other = (certificates / name for name in ("cert.pem", "cert.key", "other.pem"))
+    assert ServerSecurity.load(certificate, key).certificate == certificate.read_bytes()
+    text = tmp_path / "text"
+    text.write_text("no certificate\n")
+    secret = serialization.load_pem_private_key(key.read_bytes(), None)
+    encrypted = tmp_path / "encrypted"
+    encrypted.write_bytes(
+        secret.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    for pair in (
+        (other, key),
+        (text, key),
+        (certificate, text),
+        (certificate, certificate),
+        (certificate, encrypted),
+    ):
+        with pytest.raises(SpecError, match="expected a certificate chain") as caught:
+            ServerSecurity.load(*pair)
+        assert str(pair[0]) in str(caught.value) and str(pair[1]) in str(caught.value)
+    for wrong in (text, key):
+        with pytest.raises(SpecError, match=f"expected a root certificate as PEM in {wrong}"):
+            ClientSecurity.load(wrong)
+    with pytest.raises(SpecError, match="cannot be read"):
+        ServerSecurity.load(certificate, tmp_path / "none")
 
 
 # --- bounds -----------------------------------------------------------------------------------------
@@ -395,6 +428,7 @@ def test_health_and_metrics(tmp_path, wait_until):
             ("cuckooflow_store_pushes_applied",): 1,
             ("cuckooflow_store_event_time_seconds",): 5,
             ("cuckooflow_store_table_rows", "t"): 10,
+            ("cuckooflow_store_table_refused_new_ids_total", "t"): 0,
             ("cuckooflow_store_checkpoint_seconds_count",): 1,
             ("cuckooflow_store_checkpoints_failed_total",): 0,
             ("cuckooflow_store_calls_working",): 0,
@@ -408,6 +442,43 @@ def test_health_and_metrics(tmp_path, wait_until):
         client.close()
     assert not failed
     assert not (tmp_path / "http_address").exists()
+
+
+def test_metrics_tell_what_is_given_up_and_all_that_stats_tell(feeder):
+    """Whoever watches metrics alone must see gradients that were dropped and rows that went away."""
+    config = StoreConfig(
+        (
+            TableConfig("refuses", 64, memory_limit_bytes=1 << 20),
+            TableConfig("evicts", 64, memory_limit_bytes=1 << 20, memory_policy="evict_least_recent"),
+            TableConfig("forgets", 1, admission=2, filter_bytes=1 << 10),
+            TableConfig("expires", 1, ttl_us=10),
+        )
+    )
+    store = EmbeddedStore(config)
+    store.delta("replica", full=True)
+    feed = feeder(store)
+    for n in range(2):
+        ids = np.arange(5_000 * n, 5_000 * n + 5_000, dtype=np.uint64)
+        pushes = {of.name: TablePush(ids, np.ones((5_000, of.dim), np.float32)) for of in config.tables}
+        feed.push(pushes, event_time_us=1_000 * n)
+    store.evict_expired()
+    metrics = StoreMetrics()
+    metrics.watch(store, Turns(ServerLimits()), None)
+    found = samples(generate_latest(metrics.registry).decode())
+    counts = {"not_admitted", "filter_forgotten", "refused_new_ids", "evicted_expired", "evicted_memory"}
+    for table, stats in store.stats()["tables"].items():
+        for name, value in stats.items():
+            if name != "slots":
+                shown = f"cuckooflow_store_table_{name}{'_total' if name in counts else ''}"
+                assert (table, name, found.get((shown, table))) == (table, name, value)
+    for table, name in (
+        ("refuses", "refused_new_ids"),
+        ("evicts", "evicted_memory"),
+        ("forgets", "filter_forgotten"),
+        ("expires", "evicted_expired"),
+    ):
+        assert found[f"cuckooflow_store_table_{name}_total", table] > 0
+    assert found["cuckooflow_store_table_tombstones", "expires"] > 0
 
 
 def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monkeypatch, wait_until):
