@@ -7,7 +7,7 @@ up to which pushes are applied, and check and update are one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -354,8 +354,3 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def distinct_marks(marks: Sequence[Position]) -> tuple[Position, ...]:
-    """The distinct positions, ascending."""
-    return tuple(sorted(set(marks)))

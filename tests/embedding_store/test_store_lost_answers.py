@@ -80,7 +80,9 @@ class Line:
 
 
 @pytest.fixture
-def lost(tmp_path) -> Iterator[tuple[EmbeddedStore, StoreClient, Callable[[str, Callable[[], Any]], Any]]]:
+def lost(
+    tmp_path, wait_for
+) -> Iterator[tuple[EmbeddedStore, StoreClient, Callable[[str, Callable[[], Any]], Any]]]:
     """A store, a client of its process, and what makes a call whose first answer gets lost: ``(verb, call)``."""
     store, metrics = EmbeddedStore(CONFIG, tmp_path), StoreMetrics()
     server = StoreServer(store, "127.0.0.1:0", metrics=metrics)
@@ -96,11 +98,7 @@ def lost(tmp_path) -> Iterator[tuple[EmbeddedStore, StoreClient, Callable[[str, 
         line.swallows.set()
         calling = threading.Thread(target=lambda: answers.append(call()))
         calling.start()
-        pause = threading.Event()
-        for _ in range(100 * SECONDS_MAX):
-            if answered(verb) > before:
-                break
-            pause.wait(0.01)
+        wait_for(lambda: answered(verb) > before, f"an answer to {verb}", SECONDS_MAX)
         assert answered(verb) == before + 1 and not answers
         line.cut()
         calling.join(SECONDS_MAX)

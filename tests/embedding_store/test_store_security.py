@@ -272,7 +272,7 @@ def in_threads(calls) -> list[threading.Thread]:
     return threads
 
 
-def test_calls_and_queue_are_bounded_and_the_refused_come_again(slow, wait_until):
+def test_calls_and_queue_are_bounded_and_the_refused_come_again(slow, wait_for):
     begun, go_on = slow
     limits = ServerLimits(calls_max=2, queue_max=1, turn_wait_s_max=60)
     answers: list[object] = []
@@ -284,7 +284,7 @@ def test_calls_and_queue_are_bounded_and_the_refused_come_again(slow, wait_until
         for _ in range(2):
             assert begun.acquire(timeout=60)
         threads += in_threads(look)
-        wait_until(lambda: server.turns.waiting == 1)
+        wait_for(lambda: server.turns.waiting == 1, "a call that waits")
         # Two at work, one waits: any verb of a further call is refused at once, and tried again by the patient.
         with pytest.raises(StoreOverloaded, match="2 calls are worked on and 1 wait"):
             hasty.marks("x")
@@ -311,18 +311,18 @@ def test_a_turn_is_not_waited_for_without_end(slow):
 
 
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="connections are counted on Linux only")
-def test_connections_are_bounded(wait_until):
+def test_connections_are_bounded(wait_for):
     with running(limits=ServerLimits(connections_max=3)) as server, client_of(server, retry_s=0) as client:
         assert client.marks("x") == {}
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            wait_until(lambda: established(server.port) == 4)
+            wait_for(lambda: established(server.port) == 4, "four connections")
             assert client.marks("x") == {}  # it was there before
             late = StoreClient(f"localhost:{server.port}", retry_s=0)  # a connection of its own
             with pytest.raises(StoreOverloaded, match="at most 3 connections, received one more"):
                 late.marks("x")
-        wait_until(lambda: established(server.port) <= 3)
+        wait_for(lambda: established(server.port) <= 3, "connections that ended")
         assert late.marks("x") == {}
         late.close()
 
@@ -334,21 +334,6 @@ def test_bounds_are_sound():
 
 
 # --- health, metrics and the end --------------------------------------------------------------------
-
-
-@pytest.fixture
-def wait_until():
-    """Waits for a condition, without a pause of its own length; fails after a bound."""
-    pause = threading.Event()
-
-    def wait(condition, attempts: int = 6_000) -> None:
-        for _ in range(attempts):
-            if condition():
-                return
-            pause.wait(0.01)
-        raise AssertionError("the condition did not come true in time")
-
-    return wait
 
 
 def get(address: str, path: str) -> tuple[int, str]:
@@ -389,12 +374,12 @@ def served(data: Path, **options) -> Iterator[tuple[threading.Event, list[BaseEx
         assert not thread.is_alive()
 
 
-def test_health_and_metrics(tmp_path, wait_until):
+def test_health_and_metrics(tmp_path, wait_for):
     with served(tmp_path, http="127.0.0.1:0", shard=Shard(0, 1), limits=ServerLimits(rows_max=50)) as (
         _,
         failed,
     ):
-        wait_until(lambda: failed or (tmp_path / "address").exists())
+        wait_for(lambda: failed or (tmp_path / "address").exists(), "a store that serves")
         http = (tmp_path / "http_address").read_text().strip()
         client = connect(tmp_path / "address")
         client.open_log("examples", "made-once", {0: Position(0)})
@@ -414,7 +399,10 @@ def test_health_and_metrics(tmp_path, wait_until):
         client.checkpoint()
         # Times are observed once the answer is sent.
         timed = [("cuckooflow_store_call_seconds_count", verb) for verb in ("push", "lookup", "checkpoint")]
-        wait_until(lambda: [samples(get(http, "/metrics")[1]).get(name) for name in timed] == [2, 2, 1])
+        wait_for(
+            lambda: [samples(get(http, "/metrics")[1]).get(name) for name in timed] == [2, 2, 1],
+            "the times of all calls",
+        )
         code, text = get(http, "/metrics")
         assert code == 200
         found = samples(text)
@@ -481,7 +469,7 @@ def test_metrics_tell_what_is_given_up_and_all_that_stats_tell(feeder):
     assert found["cuckooflow_store_table_tombstones", "expires"] > 0
 
 
-def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monkeypatch, wait_until):
+def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monkeypatch, wait_for):
     begun, go_on = threading.Event(), threading.Event()
     original = EmbeddedStore.push
 
@@ -500,7 +488,7 @@ def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monk
         pushing.start()
         assert begun.wait(60)
         stop.set()
-        wait_until(lambda: not (tmp_path / "address").exists())
+        wait_for(lambda: not (tmp_path / "address").exists(), "a store that stops")
         code, health = get(http, "/healthz")
         assert (code, json.loads(health)["status"]) == (503, "stopping")
         go_on.set()
