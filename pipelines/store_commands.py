@@ -169,29 +169,42 @@ def get_command(
         rows = store.lookup_at({table.name: ids for table in tables})
     found: dict[str, dict[str, Any]] = {}
     for table in tables:
+        times: dict[str, Any] = {}
         if table.kind == "counter":
             counter = rows.counters[table.name]
             known, values = counter.first_us[0] != NEVER_US, counter.sums[0].tolist()
+            if known:
+                times = {"first_us": int(counter.first_us[0]), "last_us": int(counter.last_us[0])}
         elif table.kind == "recent":
             recent = rows.recents[table.name]
             kept = recent.times_us[0] != NEVER_US
             known, values = bool(kept.any()), recent.values[0][kept].tolist()
+            times = {"times_us": recent.times_us[0][kept].tolist()}
         else:
             weights = rows.weights[table.name][0]
             initial = _native.initial_values(ids, table.dim, table.seed, table.init_stddev)[0]
             known, values = not np.array_equal(weights, initial), weights.tolist()
-        found[table.name] = {"kind": table.kind, "trained": bool(known), "values": values}
+        found[table.name] = {"kind": table.kind, "trained": bool(known), "values": values, **times}
     if as_json:
         print(json.dumps({"id": int(ids[0]), "tables": found}))
         return
     shown = Table(
-        "table", "kind", "trained", "values", title=f"id {ids[0]} ({int(ids[0]):#x})", title_justify="left"
+        "table",
+        "kind",
+        "trained",
+        "last event",
+        "values",
+        title=f"id {ids[0]} ({int(ids[0]):#x})",
+        title_justify="left",
     )
     for name, entry in found.items():
         values = " ".join(
             f"{value:.6g}" if isinstance(value, float) else str(value) for value in entry["values"]
         )
-        shown.add_row(name, entry["kind"], "yes" if entry["trained"] else "no, initial values", values)
+        untrained = "no, initial values" if entry["kind"] == "embedding" else "no row"
+        last_us = entry.get("last_us", next(iter(entry.get("times_us", ())), None))
+        last = "" if last_us is None else _time(last_us)
+        shown.add_row(name, entry["kind"], "yes" if entry["trained"] else untrained, last, values)
     _console().print(shown)
 
 

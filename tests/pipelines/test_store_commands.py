@@ -185,6 +185,17 @@ def test_export_of_counters_and_recent_ids(run, tmp_path):
             run("store", "export", "parquet", tmp_path / "a", "--address", f"127.0.0.1:{server.port}")[0] == 0
         )
         assert run("store", "export", "parquet", tmp_path / "b", "--data", tmp_path / "data")[0] == 0
+        here = ("--address", f"127.0.0.1:{server.port}")
+        assert json.loads(run("store", "get", 5, *here, "--json")[1])["tables"] == {
+            "clicks": {"kind": "counter", "trained": True, "values": [3, 5], "first_us": 200, "last_us": 300},
+            "last": {"kind": "recent", "trained": True, "values": [9, 8], "times_us": [300, 200]},
+        }
+        assert run("store", "get", 5, *here)[1].count("1970-01-01T00:00:00.000300Z") == 2
+        assert json.loads(run("store", "get", 6, *here, "--json")[1])["tables"] == {
+            "clicks": {"kind": "counter", "trained": False, "values": [0, 0]},
+            "last": {"kind": "recent", "trained": False, "values": [], "times_us": []},
+        }
+        assert run("store", "get", 6, *here)[1].count("no row") == 2
     finally:
         server.shutdown()
         store.close()
