@@ -237,6 +237,10 @@ class StoreLocked(StoreError):
     """Another process, or another store object, uses this data folder. Close that one first."""
 
 
+class DataFolderUnusable(StoreError):
+    """The data folder cannot be made, read or written to. Name another, or give the user the rights."""
+
+
 class ConfigDiffers(StoreError):
     """The data folder holds a store of another configuration. Use that one, or another folder."""
 

@@ -79,7 +79,7 @@ class Address:
             return self._fixed
         try:
             found = parse_address(self._file.read_text().strip())
-        except (OSError, SpecError) as error:
+        except (OSError, UnicodeDecodeError, SpecError) as error:
             raise StoreUnavailable(
                 f"expected a store's address in {self._file}, found none ({error}). Start the store, or correct "
                 "the path."

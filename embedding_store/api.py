@@ -7,7 +7,7 @@ up to which pushes are applied, and check and update are one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -261,11 +261,20 @@ class Store(Protocol):
 
         Raises:
             WrongIncarnation: the log is open in another incarnation.
+            BadShape: a name is empty, or a partition or position is no whole number from 0 to 2^63-1.
         """
         ...
 
     def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
-        """Table name -> (n, dim) float32 weights for its (n,) ids; one round trip for all tables."""
+        """Table name -> (n, dim) float32 weights for its (n,) uint64 ids; one round trip for all tables.
+
+        An id without a row answers its initial values, and makes none. Duplicates are answered each.
+
+        Raises:
+            UnknownTable.
+            BadShape: ids of another dtype or shape, or a table of another kind: see :meth:`lookup_at`.
+            LimitExceeded: of a store's process: more ids or bytes than one call may have.
+        """
         ...
 
     def dense(self) -> dict[str, Floats]:
@@ -297,6 +306,13 @@ class Store(Protocol):
 
         Buckets whose mark is ``range_.first`` take it, those with a mark at or past ``range_.last``
         skip it; if any bucket is elsewhere, nothing is applied.
+
+        Args:
+            range_: where in the log the gradients come from; an empty push moves the marks as well.
+            tables: table name -> its push, of the table's kind.
+            dense: parameter name -> float32 gradient of its shape; one that is left out stays as it is.
+            event_time_us: the newest event time in the range, microseconds since the epoch; what expires
+                goes by the newest one of all pushes.
 
         Raises:
             LogNotOpened, WrongIncarnation, UnknownTable, BadShape, NonFiniteGradient, MarkMismatch.
@@ -338,8 +354,3 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def distinct_marks(marks: Sequence[Position]) -> tuple[Position, ...]:
-    """The distinct positions, ascending."""
-    return tuple(sorted(set(marks)))

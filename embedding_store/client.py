@@ -29,6 +29,7 @@ from cuckooflow.embedding_store.api import (
 from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.kinds_wire import pack_lookup, unpack_rows
+from cuckooflow.embedding_store.range_checks import checked_starts
 from cuckooflow.embedding_store.security import ClientSecurity
 from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.embedding_store.verbs import pack_push, pushed_answer, unpack_delta
@@ -45,7 +46,7 @@ from cuckooflow.embedding_store.wire import (
 )
 from cuckooflow.embedding_store.wire_errors import raise_if_error
 from cuckooflow.embedding_store.wire_head import Array
-from cuckooflow.embedding_store.wire_names import keyed, unkeyed
+from cuckooflow.embedding_store.wire_names import check_arrays, keyed, unkeyed
 from cuckooflow.errors import StoreOverloaded, StoreUnavailable, Unauthenticated
 from cuckooflow.logs.contract import LogRange, Position
 
@@ -113,7 +114,8 @@ class StoreClient:
 
     def open_log(self, log: str, incarnation: str, starts: Mapping[int, Position]) -> None:
         """See :meth:`~cuckooflow.embedding_store.api.Store.open_log`."""
-        shown = {str(partition): [int(start[0]), int(start[1])] for partition, start in starts.items()}
+        checked = checked_starts(log, incarnation, starts)
+        shown = {str(partition): list(start) for partition, start in checked.items()}
         self._call("open_log", {"log": log, "incarnation": incarnation, "starts": shown})
 
     def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
@@ -194,6 +196,7 @@ class StoreClient:
     def _call(
         self, verb: str, head: Mapping[str, Any] | None = None, arrays: Mapping[str, Array] | None = None
     ) -> tuple[dict[str, Any], dict[str, Array]]:
+        check_arrays(arrays or {})
         check_size(arrays or {}, CALL_BYTES_MAX)
         deadline = time.monotonic() + self._retry_s
         pause = BACKOFF_FIRST_S
@@ -219,7 +222,8 @@ class StoreClient:
                         raise
                     raise StoreUnavailable(
                         f"the store at {self._address} did not answer {verb!r} within {self._retry_s} s "
-                        f"({type(error).__name__}: {error}). See whether its process runs."
+                        f"({type(error).__name__}: {error}). See whether its process runs, and whether it asks for TLS "
+                        f"({'this client does' if self._security.root_certificate else 'this client does not'})."
                     ) from error
                 log.warning(
                     "event=store_retry verb=%s address=%s error=%s", verb, self._address, type(error).__name__

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from cuckooflow.embedding_store.api import SLOT_BITS, DenseConfig, Optimizer, StoreConfig, TableConfig
 from cuckooflow.embedding_store.kinds import TIME_US_MAX
 from cuckooflow.errors import SpecError
 
+_KINDS = {int: "a whole number", float: "a number", str: "a text"}
 DIM_MAX = 1024
 BUCKETS_MAX = 65_536
 ADMISSION_MAX = 255
@@ -57,12 +60,42 @@ def config_from_json(text: str) -> StoreConfig:
     return config
 
 
+def config_from_file(file: Path) -> StoreConfig:
+    """The configuration in a file.
+
+    Raises:
+        SpecError: the file cannot be read, or as :func:`config_from_json`; it names the file.
+    """
+    try:
+        return config_from_json(file.read_text())
+    except OSError as error:
+        raise SpecError(
+            f"expected a store configuration in {file}, which cannot be read ({error.strerror})."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"expected a store configuration in {file}, received no text ({error}).") from error
+    except SpecError as error:
+        raise SpecError(f"{file}: {error}") from error
+
+
 def check_config(config: StoreConfig) -> None:
     """Name everything that is wrong with a configuration, at once.
 
     Raises:
         SpecError: one line a fault.
     """
+    faults = _type_faults(config)
+    for table in config.tables:
+        faults += (f"tables.{table.name}.{fault}" for fault in _type_faults(table, table.optimizer))
+    for dense in config.dense:
+        faults += (f"dense.{dense.name}.{fault}" for fault in _type_faults(dense, dense.optimizer))
+    if not faults:
+        faults = _range_faults(config)
+    if faults:
+        raise SpecError("the store's configuration is wrong; mend:\n  " + "\n  ".join(faults))
+
+
+def _range_faults(config: StoreConfig) -> list[str]:
     faults: list[str] = []
     if not 1 <= config.delta_backlog_max < 1 << 63:
         faults.append(f"delta_backlog_max: expected 1 to 2^63-1, received {config.delta_backlog_max}")
@@ -80,8 +113,25 @@ def check_config(config: StoreConfig) -> None:
         faults += (f"tables.{table.name}.{fault}" for fault in _table_faults(table))
     for dense in config.dense:
         faults += (f"dense.{dense.name}.{fault}" for fault in _dense_faults(dense))
-    if faults:
-        raise SpecError("the store's configuration is wrong; mend:\n  " + "\n  ".join(faults))
+    return faults
+
+
+def _type_faults(options: Any, optimizer: Any = None) -> list[str]:
+    """Fields that hold something else than they are declared to; ranges can be asked of the others only."""
+    faults = []
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if hint in (int, float, str):
+            kinds = (int, float) if hint is float else hint
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                faults.append(f"{name}: expected {_KINDS[hint]}, received {value!r}")
+        elif hint == tuple[int, ...] or hint == Mapping[int, int]:
+            numbers = [*value, *value.values()] if isinstance(value, Mapping) else value
+            if not isinstance(value, Mapping | tuple) or not all(type(number) is int for number in numbers):
+                faults.append(f"{name}: expected whole numbers, received {value!r}")
+    if optimizer is not None:
+        faults += (f"optimizer.{fault}" for fault in _type_faults(optimizer))
+    return faults
 
 
 def _table_faults(table: TableConfig) -> list[str]:

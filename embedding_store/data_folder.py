@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from cuckooflow.embedding_store.api import StoreConfig
-from cuckooflow.embedding_store.config_json import config_from_json, config_to_json
+from cuckooflow.embedding_store.config_json import config_from_file, config_to_json
 from cuckooflow.embedding_store.durable import write_durably
 from cuckooflow.embedding_store.shards import WHOLE, Shard, check_shard
-from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, StoreLocked, WrongShard
+from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, DataFolderUnusable, StoreLocked, WrongShard
 
 
 class DataFolder:
@@ -23,12 +23,19 @@ class DataFolder:
 
     Raises:
         StoreLocked: another store has it.
+        DataFolderUnusable: it cannot be made, or not be written to.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise DataFolderUnusable(
+                f"expected a folder that this user may write to at {path}, received: {error.strerror} "
+                f"({error.filename}). Name another, or give this user the rights."
+            ) from error
         # A store that is dropped without being closed gives its folder back as well.
         self._release = weakref.finalize(self, os.close, handle)
         try:
@@ -46,7 +53,7 @@ class DataFolder:
     def config(self) -> StoreConfig | None:
         """The configuration of the store that lies here, or None."""
         file = self.path / "store.json"
-        return config_from_json(file.read_text()) if file.exists() else None
+        return config_from_file(file) if file.exists() else None
 
     def shard(self) -> Shard:
         """Which shard of the store lies here; the only one where nothing else was recorded."""

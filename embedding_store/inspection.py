@@ -9,7 +9,7 @@ from pathlib import Path
 from cuckooflow.embedding_store.api import Floats, Ids, StoreConfig
 from cuckooflow.embedding_store.checkpoint import read_checkpoint
 from cuckooflow.embedding_store.checkpoint_files import Bytes, checkpoints
-from cuckooflow.embedding_store.config_json import config_from_json
+from cuckooflow.embedding_store.config_json import config_from_file
 from cuckooflow.embedding_store.data_folder import read_shard
 from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.embedding_store.row_images import table_rows, table_states
@@ -46,7 +46,7 @@ def identity(data: Path) -> tuple[StoreConfig, Ownership]:
     file = Path(data) / "store.json"
     if not file.exists():
         raise CheckpointNotFound(f"{data} holds no store. Name the data folder of a store, or of a shard.")
-    config = config_from_json(file.read_text())
+    config = config_from_file(file)
     return config, Ownership(config, read_shard(Path(data)))
 
 

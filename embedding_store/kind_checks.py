@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,19 @@ def checked_times(table: str, times_us: Any, n: int) -> Times:
             f"{times.min()} to {times.max()}. Give microseconds since the epoch."
         )
     return times
+
+
+def check_as_of(as_of_us: AsOf) -> None:
+    """See that asked times are one time, times by table, or none.
+
+    Raises:
+        BadShape.
+    """
+    if as_of_us is not None and not isinstance(as_of_us, int | np.integer | Mapping):
+        raise BadShape(
+            "as_of_us: expected a whole number of microseconds, or arrays of them by table, received "
+            f"{as_of_us!r}"
+        )
 
 
 def times_of(table: str, as_of_us: AsOf, n: int) -> Times | None:

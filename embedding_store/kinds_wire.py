@@ -9,13 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuckooflow.embedding_store.api import AnyPush, Ids, TableDelta, TablePush
+from cuckooflow.embedding_store.kind_checks import check_as_of
 from cuckooflow.embedding_store.kinds import AsOf, CounterPush, CounterRows, RecentPush, RecentRows, RowsAt
 from cuckooflow.embedding_store.wire_head import Array
 from cuckooflow.embedding_store.wire_names import keyed, unkeyed
+from cuckooflow.errors import BadShape
 
 
 def pack_tables(tables: Mapping[str, AnyPush]) -> dict[str, Array]:
-    """The arrays of a push."""
+    """The arrays of a push.
+
+    Raises:
+        BadShape: what is given for a table is no push.
+    """
+    _check_pushes(tables)
     arrays = keyed("ids", {name: push.ids for name, push in tables.items()})
     for name, push in tables.items():
         if isinstance(push, TablePush):
@@ -29,6 +36,14 @@ def pack_tables(tables: Mapping[str, AnyPush]) -> dict[str, Array]:
         else:
             arrays.update(keyed("values", {name: push.values}))
     return arrays
+
+
+def _check_pushes(tables: Mapping[str, AnyPush]) -> None:
+    for name, push in tables.items():
+        if not isinstance(push, TablePush | CounterPush | RecentPush):
+            raise BadShape(
+                f"table {name!r}: expected a TablePush, CounterPush or RecentPush, received a {type(push).__name__}"
+            )
 
 
 def unpack_tables(arrays: dict[str, Array]) -> dict[str, AnyPush]:
@@ -49,7 +64,12 @@ def unpack_tables(arrays: dict[str, Array]) -> dict[str, AnyPush]:
 def pack_lookup(
     ids: Mapping[str, Ids], as_of_us: AsOf, with_dense: bool
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-    """A lookup as a message."""
+    """A lookup as a message.
+
+    Raises:
+        BadShape: ``as_of_us`` is neither a time nor times by table.
+    """
+    check_as_of(as_of_us)
     head: dict[str, Any] = {"with_dense": with_dense, "as_of_us": None, "as_of": "all"}
     arrays = keyed("ids", ids)
     if isinstance(as_of_us, Mapping):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cuckooflow.errors import BadShape, LogNotOpened, MarkMismatch, WrongIncarnation
+from cuckooflow.errors import LogNotOpened, MarkMismatch, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
 
 MaskArray = npt.NDArray[np.uint8]
@@ -65,13 +65,13 @@ class Marks:
                 entry.partitions[partition] = np.tile(np.array(start, np.int64), (self._buckets, 1))
 
     def plan(self, range_: LogRange) -> MaskArray:
-        """(buckets,) uint8: 1 where the range is to be applied, 0 where it was applied already.
+        """(buckets,) uint8: 1 where the range, a checked one, is to be applied, 0 where it was applied already.
 
         Raises:
             LogNotOpened, WrongIncarnation, MarkMismatch.
         """
         marks = self._partition(range_)
-        first, last = Position(*range_.first), Position(*range_.last)
+        first, last = range_.first, range_.last
         done = (marks[:, 0] > last.offset) | ((marks[:, 0] == last.offset) & (marks[:, 1] >= last.row))
         here = (marks[:, 0] == first.offset) & (marks[:, 1] == first.row) & ~done
         elsewhere = ~(done | here)
@@ -172,11 +172,6 @@ class Marks:
             raise WrongIncarnation(
                 f"expected a range of {range_.log!r} in incarnation {entry.incarnation!r}, received "
                 f"{range_.incarnation!r}: the log was recreated. Train a new store, or put the old log back."
-            )
-        if Position(*range_.last) < Position(*range_.first):
-            raise BadShape(
-                f"expected a range that ends at or after its first position, received {tuple(range_.first)} to "
-                f"{tuple(range_.last)}"
             )
         return entry.partitions[range_.partition]
 

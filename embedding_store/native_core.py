@@ -27,6 +27,7 @@ from cuckooflow.embedding_store.api import (
 from cuckooflow.embedding_store.config_json import filter_bytes
 from cuckooflow.embedding_store.dense_init import initial_dense
 from cuckooflow.embedding_store.kind_checks import (
+    check_as_of,
     check_push_kind,
     checked_array,
     checked_times,
@@ -135,6 +136,7 @@ class NativeCore:
         Raises:
             UnknownTable, BadShape.
         """
+        check_as_of(as_of_us)
         if as_of_us is not None and not isinstance(as_of_us, int | np.integer):
             for name in as_of_us:
                 self.number(name)
@@ -250,12 +252,7 @@ class NativeCore:
         gradients = _checked_floats(name, push.gradients, shape, "gradients")
         counts = push.counts
         if counts is not None:
-            if counts.dtype != np.uint32 or counts.shape != ids.shape:
-                raise BadShape(
-                    f"table {name!r}: expected counts of shape {ids.shape} and dtype uint32, received "
-                    f"{counts.shape} and {counts.dtype}"
-                )
-            counts = np.ascontiguousarray(counts)
+            counts = checked_array(name, "counts", counts, ids.shape, np.uint32)
         return ids, gradients, counts
 
     def _checked_dense(self, name: str, gradient: Floats) -> Floats:

@@ -8,6 +8,7 @@ is neither shown nor pickled, so a client in another process reads it there.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,12 +47,15 @@ class ServerSecurity:
         """From files; the token from the environment where no file is given.
 
         Raises:
-            SpecError: a file cannot be read, one of certificate and key is missing, or the token is too short.
+            SpecError: a file cannot be read, one of certificate and key is missing, they are no PEM or do not
+                belong together, or the token is too short.
         """
         if (certificate is None) != (key is None):
             raise SpecError(
                 "expected a certificate and its key, received one of them. Give both, or neither."
             )
+        if certificate is not None and key is not None:
+            _check_pair(certificate, key)
         return cls(
             None if certificate is None else _read(certificate, "a certificate"),
             None if key is None else _read(key, "a private key"),
@@ -84,12 +88,12 @@ class ClientSecurity:
         the token, or ``CUCKOOFLOW_STORE_TOKEN_FILE`` names its file.
 
         Raises:
-            SpecError: a file cannot be read, or the token is too short.
+            SpecError: a file cannot be read, holds no certificate, or the token is too short.
         """
         if root_certificate is None and (named := os.environ.get(ROOT_CERTIFICATE_VARIABLE)):
             root_certificate = Path(named)
         return cls(
-            None if root_certificate is None else _read(root_certificate, "a root certificate"),
+            None if root_certificate is None else _read_roots(root_certificate),
             _token(token_file, os.environ),
         )
 
@@ -110,6 +114,30 @@ def _token(file: Path | None, environment: Mapping[str, str]) -> str | None:
             f"{where}, received {len(token)} characters. Make one with: openssl rand -hex 32"
         )
     return token
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Here, where the files are known: a server that starts with others says no more than that it did not."""
+    _read(certificate, "a certificate"), _read(key, "a private key")
+    try:
+        # An encrypted key asks for a password, of which there is none.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        raise SpecError(
+            f"expected a certificate chain in {certificate} and its private key, not encrypted, in {key}, both "
+            f"PEM; received others ({error})."
+        ) from error
+
+
+def _read_roots(path: Path) -> bytes:
+    content = _read(path, "a root certificate")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise SpecError(
+            f"expected a root certificate as PEM in {path}, received another file ({error})."
+        ) from error
+    return content
 
 
 def _read(path: Path, what: str) -> bytes:

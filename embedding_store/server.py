@@ -25,7 +25,7 @@ import pyarrow.flight as flight
 
 from cuckooflow.embedding_store.address import check_loopback, parse_address, write_address
 from cuckooflow.embedding_store.api import StoreConfig
-from cuckooflow.embedding_store.config_json import config_from_json
+from cuckooflow.embedding_store.config_json import config_from_file
 from cuckooflow.embedding_store.durable import write_durably
 from cuckooflow.embedding_store.security import ServerSecurity
 from cuckooflow.embedding_store.served_call import ServedCall
@@ -360,13 +360,12 @@ def read_config(file: Path | None, data: Path) -> StoreConfig:
     """A store's configuration, from a file or from the store that lies in ``data``.
 
     Raises:
-        SpecError: there is neither, or it is wrong.
-        OSError: it cannot be read.
+        SpecError: there is neither, or it is wrong, or it cannot be read.
     """
     here = Path(data) / "store.json"
     if file is None and not here.exists():
         raise SpecError(f"expected a configuration or a store in {data}, received neither. Give --config.")
-    return config_from_json((file or here).read_text())
+    return config_from_file(file or here)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from cuckooflow.embedding_store.api import (
 from cuckooflow.embedding_store.client import CALL_S_MAX, RETRY_S, StoreClient
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.native_core import checked_ids
+from cuckooflow.embedding_store.range_checks import checked_event_time, checked_range, checked_starts
 from cuckooflow.embedding_store.security import ClientSecurity
 from cuckooflow.embedding_store.shard_layout import Dealt, Layout, of_places
 from cuckooflow.embedding_store.shard_merging import joined, lowest, summed
@@ -121,7 +122,8 @@ class ShardedClient:
 
     def open_log(self, log: str, incarnation: str, starts: Mapping[int, Position]) -> None:
         """See :meth:`~cuckooflow.embedding_store.api.Store.open_log`; on every shard."""
-        self._on_all(lambda client: client.open_log(log, incarnation, starts))
+        checked = checked_starts(log, incarnation, starts)
+        self._on_all(lambda client: client.open_log(log, incarnation, checked))
 
     def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:
         """See :meth:`~cuckooflow.embedding_store.api.Store.lookup`."""
@@ -180,6 +182,7 @@ class ShardedClient:
         some as well: push it again, from :meth:`marks`.
         """
         layout = self._known()
+        range_, event_time_us = checked_range(range_), checked_event_time(event_time_us)
         layout.checker.prepare(tables, dense)
         dealt = self._deal({name: push.ids for name, push in tables.items()})
 

@@ -31,6 +31,7 @@ from cuckooflow.embedding_store.kind_checks import as_kind, state_bytes
 from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
+from cuckooflow.embedding_store.range_checks import checked_event_time, checked_range, checked_starts
 from cuckooflow.embedding_store.row_images import table_rows, table_states
 from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
 from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
@@ -190,6 +191,7 @@ class EmbeddedStore:
 
     def open_log(self, log: str, incarnation: str, starts: Mapping[int, Position]) -> None:
         """See :meth:`~cuckooflow.embedding_store.api.Store.open_log`."""
+        starts = checked_starts(log, incarnation, starts)
         with self._lock:
             missing = self._marks.missing(log, incarnation, starts)
             if not missing and self._marks.incarnation(log) is not None:
@@ -243,6 +245,7 @@ class EmbeddedStore:
         event_time_us: int,
     ) -> PushAnswer:
         """See :meth:`~cuckooflow.embedding_store.api.Store.push`."""
+        range_, event_time_us = checked_range(range_), checked_event_time(event_time_us)
         prepared = self._core.prepare(tables, dense)
         self._owned.check_ids({name: push.ids for name, push in tables.items()})
         self._owned.check_dense(dense)

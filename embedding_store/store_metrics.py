@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cuckooflow.embedding_store.checkpoint_files import checkpoints
@@ -109,12 +109,30 @@ class _StoreCollector(Collector):
             ("rows", "Rows held."),
             ("bytes", "Bytes of rows, index and filter."),
             ("load_factor", "Rows over places in the index."),
-            ("not_admitted", "Pushed ids that were not admitted yet."),
+            ("index_segments", "Segments of the index; it grows by one."),
+            ("free_rows", "Rows of evicted ids, whose memory new ones take first."),
+            ("filter_entries", "Ids that exact admission counts now."),
+            ("journal_entries", "Touched rows that consumers of deltas have not acknowledged."),
+            ("tombstones", "Evicted ids that they have not acknowledged."),
         ):
             family = GaugeMetricFamily(f"cuckooflow_store_table_{name}", meaning, labels=["table"])
             for table, of_table in stats["tables"].items():
                 family.add_metric([table], float(of_table[name]))
             yield family
+        for name, meaning in (
+            ("not_admitted", "Pushed ids that were not admitted yet."),
+            ("filter_forgotten", "Counts that admission gave up for want of memory."),
+            (
+                "refused_new_ids",
+                "Pushed ids that got no row at the memory limit; their gradients are dropped.",
+            ),
+            ("evicted_expired", "Rows evicted because their time-to-live was over."),
+            ("evicted_memory", "Rows evicted at the memory limit."),
+        ):
+            counted = CounterMetricFamily(f"cuckooflow_store_table_{name}", meaning, labels=["table"])
+            for table, of_table in stats["tables"].items():
+                counted.add_metric([table], float(of_table[name]))
+            yield counted
 
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:

@@ -23,6 +23,7 @@ from cuckooflow.embedding_store.kinds_wire import (
     unpack_lookup,
     unpack_tables,
 )
+from cuckooflow.embedding_store.range_checks import checked_event_time, checked_range
 from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.embedding_store.wire_head import Array
 from cuckooflow.embedding_store.wire_names import keyed, unkeyed
@@ -47,14 +48,19 @@ Message = tuple[dict[str, Any], dict[str, Array]]
 def pack_push(
     range_: LogRange, tables: Mapping[str, AnyPush], dense: Mapping[str, Floats], event_time_us: int
 ) -> Message:
-    """A push as a message."""
+    """A push as a message.
+
+    Raises:
+        BadShape: the range, the time or a table's push is not of the form that the store asks for.
+    """
+    range_ = checked_range(range_)
     head = {
         "log": range_.log,
         "incarnation": range_.incarnation,
-        "partition": int(range_.partition),
+        "partition": range_.partition,
         "first": _pair(range_.first),
         "last": _pair(range_.last),
-        "event_time_us": int(event_time_us),
+        "event_time_us": checked_event_time(event_time_us),
     }
     return head, {**pack_tables(tables), **keyed("dense", dense)}
 

@@ -20,8 +20,13 @@ from cuckooflow.errors import StoreError
 HEAD_BYTES_MAX = 4 << 20
 Array = npt.NDArray[Any]
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name) for name in ("uint64", "int64", "uint32", "uint8", "float32")
+#: What can be declared: also what no table asks for, so that it is refused by the table's name and not as a stranger's.
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name)
+    for name in (
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "float32", "float64"),
+    )
 }
 _KEPT = 256
 _KEPT_BYTES_MAX = 1024
@@ -70,7 +75,7 @@ def _read(text: bytes) -> tuple[dict[str, Any], tuple[Declared, ...]]:
         for name, dtype, shape in declared:
             sound = (
                 isinstance(name, str)
-                and dtype in _DTYPES
+                and dtype in DTYPES
                 and all(isinstance(n, int) and n >= 0 for n in shape)
             )
             if not sound:
@@ -78,7 +83,7 @@ def _read(text: bytes) -> tuple[dict[str, Any], tuple[Declared, ...]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise malformed(f"its head cannot be read: {error}") from error
     return head, tuple(
-        Declared(name, _DTYPES[dtype], tuple(shape), math.prod(shape) * _DTYPES[dtype].itemsize)
+        Declared(name, DTYPES[dtype], tuple(shape), math.prod(shape) * DTYPES[dtype].itemsize)
         for name, dtype, shape in declared
     )
 

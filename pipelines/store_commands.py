@@ -16,7 +16,6 @@ from rich.table import Table
 
 from cuckooflow.embedding_store import _native
 from cuckooflow.embedding_store.client import StoreClient, connect
-from cuckooflow.embedding_store.config_json import config_from_json
 from cuckooflow.embedding_store.inspection import CheckpointRows, verify
 from cuckooflow.embedding_store.kinds import NEVER_US
 from cuckooflow.embedding_store.resharding import reshard
@@ -76,7 +75,16 @@ def serve_command(
     rows_max: Annotated[int | None, typer.Option(min=1, help="ids of one call")] = None,
     calls_max: Annotated[int | None, typer.Option(min=1, help="calls worked on at once")] = None,
     queue_max: Annotated[int | None, typer.Option(min=0, help="calls that wait")] = None,
+    turn_wait_s_max: Annotated[
+        float | None, typer.Option(min=0, help="how long a call waits for its turn")
+    ] = None,
     connections_max: Annotated[int | None, typer.Option(min=1, help="connected clients")] = None,
+    lookup_threads: Annotated[
+        int | None, typer.Option(min=0, help="threads that help with large lookups")
+    ] = None,
+    finish_s_max: Annotated[
+        float | None, typer.Option(min=0, help="how long SIGTERM waits for calls under way")
+    ] = None,
 ) -> None:
     """Run a store, or one shard of it, until SIGTERM; it writes a checkpoint before it ends."""
     from cuckooflow.embedding_store.server import leave, read_config, serve
@@ -88,7 +96,7 @@ def serve_command(
         from cuckooflow.pipelines.spec_file import load_spec
 
         job = load_spec(spec_file)
-        store = store_config(job) if config is None else config_from_json(_text(config))
+        store = store_config(job) if config is None else read_config(config, Path())
         of = job.store.shards if of is None else of
         if of != job.store.shards and data is None:
             raise SpecError(f"expected --of {job.store.shards}, as store.shards has it, received {of}")
@@ -98,13 +106,16 @@ def serve_command(
     elif data is None:
         raise SpecError("expected a job, or --data with --config or a store in it, received neither")
     else:
-        store = read_config(None, data) if config is None else config_from_json(_text(config))
-    given = {
+        store = read_config(config, data)
+    given: dict[str, Any] = {
         "call_bytes_max": call_bytes_max,
         "rows_max": rows_max,
         "calls_max": calls_max,
         "queue_max": queue_max,
+        "turn_wait_s_max": turn_wait_s_max,
         "connections_max": connections_max,
+        "lookup_threads": lookup_threads,
+        "finish_s_max": finish_s_max,
     }
     finished = serve(
         store,
@@ -129,7 +140,7 @@ def stats_command(address: Addresses = None, job: Job = None, as_json: AsJson = 
         return
     console = _console()
     shards = stats.get("shards")
-    of = f", {len(shards)} shards" if isinstance(shards, list) else ""
+    of = f", {len(shards)} shards" if isinstance(shards, list) else f", {Shard(*_pair(stats['shard']))}"
     console.print(
         f"incarnation {stats['incarnation']}{of}, {stats['pushes_applied']} pushes applied, newest event time "
         f"{_time(stats['event_time_us'])}"
@@ -158,29 +169,42 @@ def get_command(
         rows = store.lookup_at({table.name: ids for table in tables})
     found: dict[str, dict[str, Any]] = {}
     for table in tables:
+        times: dict[str, Any] = {}
         if table.kind == "counter":
             counter = rows.counters[table.name]
             known, values = counter.first_us[0] != NEVER_US, counter.sums[0].tolist()
+            if known:
+                times = {"first_us": int(counter.first_us[0]), "last_us": int(counter.last_us[0])}
         elif table.kind == "recent":
             recent = rows.recents[table.name]
             kept = recent.times_us[0] != NEVER_US
             known, values = bool(kept.any()), recent.values[0][kept].tolist()
+            times = {"times_us": recent.times_us[0][kept].tolist()}
         else:
             weights = rows.weights[table.name][0]
             initial = _native.initial_values(ids, table.dim, table.seed, table.init_stddev)[0]
             known, values = not np.array_equal(weights, initial), weights.tolist()
-        found[table.name] = {"kind": table.kind, "trained": bool(known), "values": values}
+        found[table.name] = {"kind": table.kind, "trained": bool(known), "values": values, **times}
     if as_json:
         print(json.dumps({"id": int(ids[0]), "tables": found}))
         return
     shown = Table(
-        "table", "kind", "trained", "values", title=f"id {ids[0]} ({int(ids[0]):#x})", title_justify="left"
+        "table",
+        "kind",
+        "trained",
+        "last event",
+        "values",
+        title=f"id {ids[0]} ({int(ids[0]):#x})",
+        title_justify="left",
     )
     for name, entry in found.items():
         values = " ".join(
             f"{value:.6g}" if isinstance(value, float) else str(value) for value in entry["values"]
         )
-        shown.add_row(name, entry["kind"], "yes" if entry["trained"] else "no, initial values", values)
+        untrained = "no, initial values" if entry["kind"] == "embedding" else "no row"
+        last_us = entry.get("last_us", next(iter(entry.get("times_us", ())), None))
+        last = "" if last_us is None else _time(last_us)
+        shown.add_row(name, entry["kind"], "yes" if entry["trained"] else untrained, last, values)
     _console().print(shown)
 
 
@@ -203,7 +227,10 @@ def export_command(
     del format_  # there is one
     if data and (address or job):
         raise SpecError("expected --data, or --address, or --job, received more than one of them")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"expected a folder at {out}, which cannot be made ({error.strerror})") from error
     if data:
         found = [CheckpointRows(folder) for folder in data]
         for table in found[0].config.tables:
@@ -310,6 +337,12 @@ def _time(time_us: object) -> str:
     return "none" if not isinstance(time_us, int) else f"{np.datetime64(time_us, 'us')}Z"
 
 
+def _pair(value: object) -> tuple[int, int]:
+    if not (isinstance(value, list | tuple) and len(value) == 2):
+        raise StoreError(f"expected a shard, received {value!r}; is the store of another version?")
+    return int(value[0]), int(value[1])
+
+
 def _mapping(value: object) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(value, Mapping):
         raise StoreError(
@@ -326,12 +359,3 @@ def _id(text: str) -> int:
     if not 0 <= id_ < 1 << 64:
         raise SpecError(f"expected an id from 0 to 2^64-1, decimal or as 0x..., received {text!r}")
     return id_
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError as error:
-        raise SpecError(
-            f"expected a configuration in {file}, which cannot be read ({error.strerror})"
-        ) from error

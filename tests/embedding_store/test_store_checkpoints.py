@@ -16,6 +16,7 @@ from cuckooflow.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
     ConfigDiffers,
+    DataFolderUnusable,
     FullDeltaNeeded,
     SpecError,
     StoreError,
@@ -217,6 +218,20 @@ def test_a_folder_serves_one_store(tmp_path):
     with pytest.raises(CheckpointNotFound):
         EmbeddedStore.restore(tmp_path / "nothing")
     open_store(CONFIG, tmp_path).close()
+
+
+@pytest.mark.parametrize("place", ["a file", "under a file", "without rights"])
+def test_a_folder_that_cannot_be_used_is_named(tmp_path, place):
+    (tmp_path / "file").touch()
+    folder = {"a file": tmp_path / "file", "under a file": tmp_path / "file" / "data"}.get(
+        place, tmp_path / "data"
+    )
+    if place == "without rights":  # rights do not bind the user root, a folder in the lock's place does
+        (folder / "lock").mkdir(parents=True)
+    for attempt in (lambda: open_store(CONFIG, folder), lambda: EmbeddedStore(CONFIG, folder)):
+        with pytest.raises(DataFolderUnusable, match="may write to") as caught:
+            attempt()
+        assert str(folder) in str(caught.value)
 
 
 def test_another_configuration_is_refused(tmp_path):

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuckooflow.embedding_store.api import DenseConfig, Optimizer, StoreConfig, TableConfig
-from cuckooflow.embedding_store.config_json import check_config, config_from_json, config_to_json
+from cuckooflow.embedding_store.config_json import (
+    check_config,
+    config_from_file,
+    config_from_json,
+    config_to_json,
+)
 from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.errors import SpecError
 
@@ -126,3 +131,43 @@ def test_all_faults_are_named_at_once():
         assert fault in message
     with pytest.raises(SpecError):
         EmbeddedStore(wrong)
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        ("tables.t.dim", {"dim": 4.0}),
+        ("tables.t.dim", {"dim": "4"}),
+        ("tables.t.dim", {"dim": None}),
+        ("tables.t.admission", {"admission": True}),
+        ("tables.t.init_stddev", {"init_stddev": "small"}),
+        ("tables.t.slot_admission", {"slot_admission": {1: 2.5}}),
+        ("tables.t.slot_ttl_us", {"slot_ttl_us": {"1": 2}}),
+        ("tables.t.half_lives_us", {"kind": "counter", "half_lives_us": (1.5,)}),
+        ("tables.t.optimizer.learning_rate", {"optimizer": Optimizer("sgd", "fast")}),  # type: ignore[arg-type]
+        ("tables.7.name", {"name": 7}),
+    ],
+)
+def test_fields_of_another_type_are_named(where, options):
+    with pytest.raises(SpecError, match=rf"{where}: expected .*, received"):
+        EmbeddedStore(StoreConfig((TableConfig(**{"name": "t", "dim": 4, **options}),)))
+
+
+def test_dense_and_store_fields_of_another_type_are_named():
+    with pytest.raises(SpecError, match=r"dense\.w\.shape: expected whole numbers, received \(2\.5,\)"):
+        EmbeddedStore(StoreConfig((), (DenseConfig("w", (2.5,)),)))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="buckets: expected a whole number, received '8'"):
+        EmbeddedStore(StoreConfig((), buckets="8"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"{", "store configuration as JSON"), (b"\xff\xfe", "received no text"), (None, "No such file")],
+)
+def test_a_file_that_holds_none_is_named(tmp_path, content, says):
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SpecError, match=says) as caught:
+        config_from_file(file)
+    assert str(file) in str(caught.value)

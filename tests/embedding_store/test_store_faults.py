@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +50,6 @@ def metrics(data: Path) -> str:
     http = (data / "http_address").read_text().strip()
     with urllib.request.urlopen(f"http://{http}/metrics", timeout=30) as answer:
         return answer.read().decode()
-
-
-def wait_until(condition: Callable[[], bool], attempts: int = 3_000) -> None:
-    pause = threading.Event()
-    for _ in range(attempts):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("the condition did not come true in time")
 
 
 @pytest.mark.fault
@@ -124,7 +113,7 @@ def test_killed_anywhere_it_restarts_whole(tmp_path):
 
 
 @pytest.mark.fault
-def test_a_client_that_stands_still_does_not_keep_it_from_ending(tmp_path):
+def test_a_client_that_stands_still_does_not_keep_it_from_ending(tmp_path, wait_for):
     """One call has begun and never goes on; SIGTERM ends the process all the same, with its checkpoint."""
     process = start(tmp_path, 3600.0, "--finish-s-max", "0.5", "--http", "127.0.0.1:0")
     client = connect(tmp_path / "data" / "address")
@@ -135,7 +124,9 @@ def test_a_client_that_stands_still_does_not_keep_it_from_ending(tmp_path):
         with flight.FlightClient(f"grpc://{address}") as raw:
             writer, _ = raw.do_exchange(descriptor("push"))
             writer.begin(SCHEMA)
-            wait_until(lambda: "cuckooflow_store_calls_working 1.0" in metrics(tmp_path / "data"))
+            wait_for(
+                lambda: "cuckooflow_store_calls_working 1.0" in metrics(tmp_path / "data"), "a call under way"
+            )
             process.terminate()
             assert process.wait(30) == 0
             with contextlib.suppress(pa.ArrowException):

@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig, TablePush
@@ -31,9 +32,10 @@ from cuckooflow.embedding_store.client import StoreClient, connect
 from cuckooflow.embedding_store.config_json import config_to_json
 from cuckooflow.embedding_store.security import ClientSecurity, ServerSecurity
 from cuckooflow.embedding_store.server import StoreServer, main, serve
-from cuckooflow.embedding_store.server_limits import ServerLimits, established
+from cuckooflow.embedding_store.server_limits import ServerLimits, Turns, established
 from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.embedding_store.store_metrics import StoreMetrics
 from cuckooflow.errors import (
     InsecureListen,
     LimitExceeded,
@@ -206,6 +208,37 @@ def test_where_a_token_comes_from(tmp_path, monkeypatch, certificates):
         ServerSecurity.load(certificate=file)
 
 
+def test_certificates_that_are_none_are_named(tmp_path, certificates):
+    certificate, key, other = (certificates / name for name in ("cert.pem", "cert.key", "other.pem"))
+    assert ServerSecurity.load(certificate, key).certificate == certificate.read_bytes()
+    text = tmp_path / "text"
+    text.write_text("no certificate\n")
+    secret = serialization.load_pem_private_key(key.read_bytes(), None)
+    encrypted = tmp_path / "encrypted"
+    encrypted.write_bytes(
+        secret.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    for pair in (
+        (other, key),
+        (text, key),
+        (certificate, text),
+        (certificate, certificate),
+        (certificate, encrypted),
+    ):
+        with pytest.raises(SpecError, match="expected a certificate chain") as caught:
+            ServerSecurity.load(*pair)
+        assert str(pair[0]) in str(caught.value) and str(pair[1]) in str(caught.value)
+    for wrong in (text, key):
+        with pytest.raises(SpecError, match=f"expected a root certificate as PEM in {wrong}"):
+            ClientSecurity.load(wrong)
+    with pytest.raises(SpecError, match="cannot be read"):
+        ServerSecurity.load(certificate, tmp_path / "none")
+
+
 # --- bounds -----------------------------------------------------------------------------------------
 
 
@@ -239,7 +272,7 @@ def in_threads(calls) -> list[threading.Thread]:
     return threads
 
 
-def test_calls_and_queue_are_bounded_and_the_refused_come_again(slow, wait_until):
+def test_calls_and_queue_are_bounded_and_the_refused_come_again(slow, wait_for):
     begun, go_on = slow
     limits = ServerLimits(calls_max=2, queue_max=1, turn_wait_s_max=60)
     answers: list[object] = []
@@ -251,7 +284,7 @@ def test_calls_and_queue_are_bounded_and_the_refused_come_again(slow, wait_until
         for _ in range(2):
             assert begun.acquire(timeout=60)
         threads += in_threads(look)
-        wait_until(lambda: server.turns.waiting == 1)
+        wait_for(lambda: server.turns.waiting == 1, "a call that waits")
         # Two at work, one waits: any verb of a further call is refused at once, and tried again by the patient.
         with pytest.raises(StoreOverloaded, match="2 calls are worked on and 1 wait"):
             hasty.marks("x")
@@ -278,18 +311,18 @@ def test_a_turn_is_not_waited_for_without_end(slow):
 
 
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="connections are counted on Linux only")
-def test_connections_are_bounded(wait_until):
+def test_connections_are_bounded(wait_for):
     with running(limits=ServerLimits(connections_max=3)) as server, client_of(server, retry_s=0) as client:
         assert client.marks("x") == {}
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            wait_until(lambda: established(server.port) == 4)
+            wait_for(lambda: established(server.port) == 4, "four connections")
             assert client.marks("x") == {}  # it was there before
             late = StoreClient(f"localhost:{server.port}", retry_s=0)  # a connection of its own
             with pytest.raises(StoreOverloaded, match="at most 3 connections, received one more"):
                 late.marks("x")
-        wait_until(lambda: established(server.port) <= 3)
+        wait_for(lambda: established(server.port) <= 3, "connections that ended")
         assert late.marks("x") == {}
         late.close()
 
@@ -301,21 +334,6 @@ def test_bounds_are_sound():
 
 
 # --- health, metrics and the end --------------------------------------------------------------------
-
-
-@pytest.fixture
-def wait_until():
-    """Waits for a condition, without a pause of its own length; fails after a bound."""
-    pause = threading.Event()
-
-    def wait(condition, attempts: int = 6_000) -> None:
-        for _ in range(attempts):
-            if condition():
-                return
-            pause.wait(0.01)
-        raise AssertionError("the condition did not come true in time")
-
-    return wait
 
 
 def get(address: str, path: str) -> tuple[int, str]:
@@ -356,12 +374,12 @@ def served(data: Path, **options) -> Iterator[tuple[threading.Event, list[BaseEx
         assert not thread.is_alive()
 
 
-def test_health_and_metrics(tmp_path, wait_until):
+def test_health_and_metrics(tmp_path, wait_for):
     with served(tmp_path, http="127.0.0.1:0", shard=Shard(0, 1), limits=ServerLimits(rows_max=50)) as (
         _,
         failed,
     ):
-        wait_until(lambda: failed or (tmp_path / "address").exists())
+        wait_for(lambda: failed or (tmp_path / "address").exists(), "a store that serves")
         http = (tmp_path / "http_address").read_text().strip()
         client = connect(tmp_path / "address")
         client.open_log("examples", "made-once", {0: Position(0)})
@@ -381,7 +399,10 @@ def test_health_and_metrics(tmp_path, wait_until):
         client.checkpoint()
         # Times are observed once the answer is sent.
         timed = [("cuckooflow_store_call_seconds_count", verb) for verb in ("push", "lookup", "checkpoint")]
-        wait_until(lambda: [samples(get(http, "/metrics")[1]).get(name) for name in timed] == [2, 2, 1])
+        wait_for(
+            lambda: [samples(get(http, "/metrics")[1]).get(name) for name in timed] == [2, 2, 1],
+            "the times of all calls",
+        )
         code, text = get(http, "/metrics")
         assert code == 200
         found = samples(text)
@@ -395,6 +416,7 @@ def test_health_and_metrics(tmp_path, wait_until):
             ("cuckooflow_store_pushes_applied",): 1,
             ("cuckooflow_store_event_time_seconds",): 5,
             ("cuckooflow_store_table_rows", "t"): 10,
+            ("cuckooflow_store_table_refused_new_ids_total", "t"): 0,
             ("cuckooflow_store_checkpoint_seconds_count",): 1,
             ("cuckooflow_store_checkpoints_failed_total",): 0,
             ("cuckooflow_store_calls_working",): 0,
@@ -410,7 +432,44 @@ def test_health_and_metrics(tmp_path, wait_until):
     assert not (tmp_path / "http_address").exists()
 
 
-def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monkeypatch, wait_until):
+def test_metrics_tell_what_is_given_up_and_all_that_stats_tell(feeder):
+    """Whoever watches metrics alone must see gradients that were dropped and rows that went away."""
+    config = StoreConfig(
+        (
+            TableConfig("refuses", 64, memory_limit_bytes=1 << 20),
+            TableConfig("evicts", 64, memory_limit_bytes=1 << 20, memory_policy="evict_least_recent"),
+            TableConfig("forgets", 1, admission=2, filter_bytes=1 << 10),
+            TableConfig("expires", 1, ttl_us=10),
+        )
+    )
+    store = EmbeddedStore(config)
+    store.delta("replica", full=True)
+    feed = feeder(store)
+    for n in range(2):
+        ids = np.arange(5_000 * n, 5_000 * n + 5_000, dtype=np.uint64)
+        pushes = {of.name: TablePush(ids, np.ones((5_000, of.dim), np.float32)) for of in config.tables}
+        feed.push(pushes, event_time_us=1_000 * n)
+    store.evict_expired()
+    metrics = StoreMetrics()
+    metrics.watch(store, Turns(ServerLimits()), None)
+    found = samples(generate_latest(metrics.registry).decode())
+    counts = {"not_admitted", "filter_forgotten", "refused_new_ids", "evicted_expired", "evicted_memory"}
+    for table, stats in store.stats()["tables"].items():
+        for name, value in stats.items():
+            if name != "slots":
+                shown = f"cuckooflow_store_table_{name}{'_total' if name in counts else ''}"
+                assert (table, name, found.get((shown, table))) == (table, name, value)
+    for table, name in (
+        ("refuses", "refused_new_ids"),
+        ("evicts", "evicted_memory"),
+        ("forgets", "filter_forgotten"),
+        ("expires", "evicted_expired"),
+    ):
+        assert found[f"cuckooflow_store_table_{name}_total", table] > 0
+    assert found["cuckooflow_store_table_tombstones", "expires"] > 0
+
+
+def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monkeypatch, wait_for):
     begun, go_on = threading.Event(), threading.Event()
     original = EmbeddedStore.push
 
@@ -429,7 +488,7 @@ def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monk
         pushing.start()
         assert begun.wait(60)
         stop.set()
-        wait_until(lambda: not (tmp_path / "address").exists())
+        wait_for(lambda: not (tmp_path / "address").exists(), "a store that stops")
         code, health = get(http, "/healthz")
         assert (code, json.loads(health)["status"]) == (503, "stopping")
         go_on.set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,3 +156,48 @@ def test_slots_are_of_their_row_s_version_in_every_checkpoint(optimizer, tmp_pat
     for n in range(mark.offset, 200):
         push(restored, n)
     np.testing.assert_array_equal(restored.lookup({"t": ids})["t"], final)
+
+
+@pytest.mark.parametrize("verb", ["lookup", "push", "delta"])
+def test_other_threads_run_while_the_core_works(verb: str):
+    """Without the core letting go of the interpreter, no other thread could run a step within a call."""
+    table = TableConfig("t", dim=32, optimizer=Optimizer("sgd", 1.0))
+    store = EmbeddedStore(StoreConfig((table,)))
+    store.open_log("examples", "made-once", {0: Position(0)})
+    ids = np.arange(200_000, dtype=np.uint64)
+    pushed = {"t": TablePush(ids, np.ones((len(ids), 32), np.float32))}
+
+    def push(n: int) -> None:
+        store.push(LogRange("examples", "made-once", 0, Position(n), Position(n + 1)), pushed, {}, n)
+
+    calls = {
+        "lookup": lambda _: store.lookup({"t": ids}),
+        "push": push,
+        "delta": lambda _: store.delta("replica", full=True),
+    }
+    push(0)
+    steps, within, ended = [0], [0], threading.Event()
+
+    def work() -> None:
+        for n in range(1, 200):  # others may have the processors for a while
+            before = steps[0]
+            calls[verb](n)
+            within[0] = max(within[0], steps[0] - before)
+            if within[0] > 20:
+                break
+        ended.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1_000)  # nobody is interrupted: threads change only where one lets go
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not ended.is_set():
+            steps[0] += 1
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(interval)
+    thread.join()
+    store.close()
+    # A step or two are made where a call takes one of Python's own locks; the core's work is thousands.
+    assert within[0] > 20

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from cuckooflow.embedding_store.shards import Ownership, Shard
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.errors import BadShape
 from cuckooflow.logs.contract import LogRange, Position
+from cuckooflow.pipelines import store_commands
 from cuckooflow.pipelines.cli import main
 from cuckooflow.pipelines.options import store_addresses
 from cuckooflow.pipelines.spec_file import load_spec
@@ -104,9 +106,10 @@ def test_stats(run, addresses):
     assert code == 0
     for words in ("2 shards", "1 pushes applied", "2026-01-01T00:00:00", "a/b", "load_factor", "1 user"):
         assert words in out, words
-    # One shard alone is a store's part as well.
+    # One shard alone is a store's part as well, and says so.
     code, out, _ = run("store", "stats", *addresses[:2], "--json")
     assert (code, json.loads(out)["shard"]) == (0, [0, 2])
+    assert ", shard 0 of 2, 1 pushes applied" in run("store", "stats", *addresses[:2])[1]
 
 
 def test_get(run, addresses):
@@ -182,6 +185,17 @@ def test_export_of_counters_and_recent_ids(run, tmp_path):
             run("store", "export", "parquet", tmp_path / "a", "--address", f"127.0.0.1:{server.port}")[0] == 0
         )
         assert run("store", "export", "parquet", tmp_path / "b", "--data", tmp_path / "data")[0] == 0
+        here = ("--address", f"127.0.0.1:{server.port}")
+        assert json.loads(run("store", "get", 5, *here, "--json")[1])["tables"] == {
+            "clicks": {"kind": "counter", "trained": True, "values": [3, 5], "first_us": 200, "last_us": 300},
+            "last": {"kind": "recent", "trained": True, "values": [9, 8], "times_us": [300, 200]},
+        }
+        assert run("store", "get", 5, *here)[1].count("1970-01-01T00:00:00.000300Z") == 2
+        assert json.loads(run("store", "get", 6, *here, "--json")[1])["tables"] == {
+            "clicks": {"kind": "counter", "trained": False, "values": [0, 0]},
+            "last": {"kind": "recent", "trained": False, "values": [], "times_us": []},
+        }
+        assert run("store", "get", 6, *here)[1].count("no row") == 2
     finally:
         server.shutdown()
         store.close()
@@ -251,8 +265,38 @@ def test_reshard_and_go_on(run, folders, tmp_path):
     assert run("store", "reshard", *sources, "--to", tmp_path / "other", "--of", 9)[0] == 2
 
 
-def test_failures_and_usage_errors(run, tmp_path):
+def test_failures_and_usage_errors(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_commands, "_RETRY_S", 0.1)
+    file = tmp_path / "file"
+    file.write_bytes(b"\xff\xfe")
+    config = tmp_path / "config.json"
+    config.write_text(config_to_json(CONFIG))
+    own = ("serve", "--config", config, "--data", tmp_path / "own")
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = f"127.0.0.1:{taken.getsockname()[1]}"
+    locked = open_store(CONFIG, tmp_path / "locked")
     for words, code, says in [
+        (
+            (*own[:3], "--data", file),
+            1,
+            f"DataFolderUnusable: expected a folder that this user may write to at {file}",
+        ),
+        ((*own[:3], "--data", tmp_path / "locked"), 1, "StoreLocked"),
+        ((*own, "--listen", port), 1, f"StoreUnavailable: expected to listen at {port}"),
+        ((*own, "--http", port), 1, f"StoreUnavailable: expected to listen at {port} for HTTP"),
+        ((*own, "--http", "0.0.0.0:0"), 1, "InsecureListen"),
+        ((*own, "--tls-certificate", file), 2, "received one of them"),
+        ((*own, "--tls-certificate", file, "--tls-key", file), 2, f"expected a certificate chain in {file}"),
+        ((*own, "--token-file", file), 2, "expected a token"),
+        (
+            ("serve", "--config", file, "--data", tmp_path / "own"),
+            2,
+            f"expected a store configuration in {file}",
+        ),
+        (("export", "parquet", file, "--data", tmp_path / "locked"), 2, f"expected a folder at {file}"),
+        (("verify", file), 1, "holds no store"),
+        (("stats", "--address", file), 1, f"expected a store's address in {file}"),
+        (("stats", "--address", "127.0.0.1:1"), 1, "did not answer 'stats'"),
         (("stats",), 2, "which store?"),
         (("stats", "--address", "nowhere"), 2, "host:port"),
         (("stats", "--address", "a:1", "--job", SPEC), 2, "one of them"),
@@ -272,6 +316,8 @@ def test_failures_and_usage_errors(run, tmp_path):
         assert (words, found) == (words, code)
         assert says in out + err, (words, out, err)
         assert "Traceback" not in out + err
+    taken.close()
+    locked.close()
 
 
 def test_a_folder_without_a_checkpoint(run, tmp_path):
