@@ -131,6 +131,10 @@ class FullDeltaNeeded(StoreError):
     """This consumer has no base that a delta could stand on. Ask for a full one."""
 
 
+class CheckpointGivenUp(StoreError):
+    """A checkpoint (or an export) held up pushes for longer than its bound. The one before it stands."""
+
+
 class StoreUnavailable(StoreError):
     """The store's process did not answer within the retry bound."""
 

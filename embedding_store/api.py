@@ -167,6 +167,7 @@ class StoreConfig:
             did not acknowledge yet, default 2^26, at 4 and 8 bytes each. Past it the oldest are
             forgotten, and a consumer that stands before them must take a full delta. Less than the rows
             of the table makes every consumer take full ones once all rows are touched between two acks.
+            Ids evicted since the newest checkpoint are listed too, for the next one.
     """
 
     tables: tuple[TableConfig, ...]

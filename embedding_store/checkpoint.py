@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from cuckooflow.embedding_store.checkpoint_chain import (
     read_chain,
 )
 from cuckooflow.embedding_store.checkpoint_files import (
-    PIECE_BYTES,
     Bytes,
     CheckpointReader,
     CheckpointWriter,
@@ -30,6 +29,7 @@ from cuckooflow.embedding_store.checkpoint_files import (
 from cuckooflow.embedding_store.config_json import config_to_json, evicts
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore
+from cuckooflow.embedding_store.row_images import cut_images
 from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
 from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, WrongShard
 
@@ -40,7 +40,7 @@ def write_checkpoint(
     data: Path,
     config: StoreConfig,
     core: NativeCore,
-    begin_cut: Callable[[int], tuple[int, dict[str, Any]]],
+    begin_cut: Callable[[int], tuple[int, int, dict[str, Any]]],
     newest: Link | None,
     policy: CheckpointPolicy,
 ) -> Link:
@@ -48,26 +48,28 @@ def write_checkpoint(
 
     Args:
         begin_cut: begins the core's cut of the rows touched since an epoch (-1: of all); answers the cut's
-            epoch, and the marks and tables' rows of the same moment (and whatever else the manifest shall
-            hold), as JSON. Pushes go on while the files are written.
+            epoch, since when it really is, and the marks and tables' rows of the same moment (and whatever else
+            the manifest shall hold), as JSON. Pushes go on while the files are written.
         newest: the checkpoint before, None where there is none.
         policy: whether this is a full one.
+
+    Raises:
+        CheckpointGivenUp: pushes waited too long for it. The checkpoints before it are as they were.
     """
-    full = (
-        newest is None
-        or any(map(evicts, config.tables))  # an incremental one does not say which rows are gone
-        or policy.is_full_due(newest)
-        or not (data / newest.name).is_dir()
-    )
+    full = newest is None or policy.is_full_due(newest) or not (data / newest.name).is_dir()
     base = None if full else newest
     numbers = [number for number, _ in checkpoints(data)]
     writer = CheckpointWriter(data, max(numbers, default=0) + 1)
     try:
-        epoch, body = begin_cut(-1 if base is None else base.epoch)
+        epoch, since, body = begin_cut(-1 if base is None else base.epoch)
+        if since < 0:  # it was asked for less, and too much had gone to be remembered
+            base = None
         try:
-            for i in range(len(config.tables)):
-                writer.write(f"table-{i}.rows", _row_pieces(core, i))
+            for i, table in enumerate(config.tables):
+                writer.write(f"table-{i}.rows", (images.reshape(-1) for images in cut_images(core, i)))
                 writer.write(f"table-{i}.filter", [core.raw.cut_filter(i)])
+                if base is not None and evicts(table):
+                    writer.write(f"table-{i}.gone", [core.raw.cut_gone(i).view(np.uint8)])
             for i in range(len(config.dense)):
                 writer.write(f"dense-{i}", [core.raw.cut_dense(i)])
         finally:
@@ -79,6 +81,7 @@ def write_checkpoint(
     except BaseException:
         writer.abandon()
         raise
+    core.raw.saved(epoch)
     prune(data)
     if base is None:
         return Link(name, writer.crc32, epoch, size)
@@ -129,15 +132,6 @@ def read_checkpoint(
     return _read(folder, config, owned)
 
 
-def _row_pieces(core: NativeCore, table: int) -> Iterator[Bytes]:
-    step = max(1, PIECE_BYTES // core.raw.row_bytes(table))
-    left = core.raw.cut_rows(table)
-    while left:
-        n = min(step, left)
-        yield core.raw.read_cut(table, n)
-        left -= n
-
-
 def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCore, Marks, dict[str, Any]]:
     chain = read_chain(folder)
     reader = chain[0]
@@ -156,9 +150,12 @@ def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCo
         # Before the rows: they tell their time by it.
         if reader.body["clocks"][i] is not None:
             core.raw.set_clock(i, reader.body["clocks"][i])
-        # The newest first: of what older links hold, just what no newer one does is taken.
+        # The newest first: of what older links hold, just what no newer one has, or tells of as gone, is taken.
         for link in chain:
             _load_rows(core, i, link, older=link is not reader)
+            if f"table-{i}.gone" in link.body["files"]:
+                core.raw.load_gone(i, _whole(link, f"table-{i}.gone").view(np.uint64))
+        core.raw.end_load(i)
         loaded = int(core.raw.table_stats(i)["rows"])
         if loaded != reader.body["rows"][i]:
             raise CheckpointDamaged(
@@ -170,6 +167,7 @@ def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCo
     for i in range(len(config.dense)):
         if not core.raw.load_dense(i, _whole(reader, f"dense-{i}")):
             raise CheckpointDamaged(f"checkpoint {folder} is damaged: dense-{i} has the wrong size")
+    core.raw.saved(0)  # all rows have the epoch 0
     marks = Marks(owned.buckets)
     marks.load(reader.body["marks"])
     return core, marks, {**reader.body, "link": newest_link(chain)}
@@ -180,7 +178,7 @@ def _load_rows(core: NativeCore, table: int, reader: CheckpointReader, older: bo
     if reader.size(name) % row_bytes:
         raise CheckpointDamaged(f"checkpoint {reader.folder} is damaged: {name} holds part of a row")
     for piece in reader.pieces(name, row_bytes):
-        if not core.raw.load_rows(table, piece, older):
+        if not core.raw.load_rows(table, piece, older, reader.body["clocks"][table]):
             raise CheckpointDamaged(f"checkpoint {reader.folder} is damaged: {name} holds an id twice")
 
 

@@ -3,8 +3,8 @@
 A *full* checkpoint holds all rows. An *incremental* one holds the rows touched since the checkpoint before it,
 its *base*, and names it; together with its base, that one's base and so on to a full one it is a *chain*. It
 can be restored while every link of its chain is whole, else the checkpoint before it is tried. Filters,
-dense parameters and marks are whole in every checkpoint. Of a store whose rows may go away every checkpoint is a
-full one, since an incremental one does not say which are gone.
+dense parameters and marks are whole in every checkpoint. Of a table whose rows may go away an incremental one also
+says which went; where that is not remembered any more (more than the store's ``delta_backlog_max``), it is a full one.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ class CheckpointPolicy:
         chain_share_max: a full one is due once the incrementals have more than this share of their full
             one's bytes, default 0.5. Bounds the disk: about 2 x (1 + share) of the store's size.
         full_below_bytes: where the full one is smaller than this, default 64 MiB, writing less gains nothing.
+        cut_bytes_max: rows that change while a checkpoint is written are kept as they were in so many bytes of memory,
+            default 256 MiB; past them a push waits until more is on disk.
+        cut_wait_s: how many seconds a push waits for that at most, default 20; then the checkpoint is given up,
+            which fails with CheckpointGivenUp, and pushes go on.
     """
 
     incrementals_max: int = 8
     chain_share_max: float = 0.5
     full_below_bytes: int = 64 << 20
+    cut_bytes_max: int = 256 << 20
+    cut_wait_s: float = 20.0
 
     def is_full_due(self, newest: Link | None) -> bool:
         """Whether the checkpoint after ``newest`` is to be a full one."""

@@ -7,8 +7,9 @@ weights and slots float32, padded to 16 bytes; little-endian) and
 ``table-N.filter``, for each dense parameter ``dense-N`` (step uint64, value, slots). Rows carry their
 ids, from which their logical bucket follows, so a checkpoint can be dealt out to another number of shards.
 
-An incremental one (its manifest names a ``base``) holds in ``table-N.rows`` the rows touched since its base;
-:mod:`checkpoint_chain` says which stand on which.
+An incremental one (its manifest names a ``base``) holds in ``table-N.rows`` the rows touched since its base, and in
+``table-N.gone``, of a table whose rows may go away, the ids (uint64) evicted since; :mod:`checkpoint_chain` says
+which stand on which.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from cuckooflow.embedding_store.direct_files import read_pieces, write_pieces
 from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.errors import CheckpointDamaged
 
-#: 2: rows have a time of last touch, and a checkpoint may stand on another.
-FORMAT = 2
+#: 2: rows have a time of last touch, and a checkpoint may stand on another. 3: it may say which rows went.
+FORMAT = 3
 PIECE_BYTES = 8 << 20
 
 Bytes = npt.NDArray[np.uint8]

@@ -10,18 +10,30 @@ from cuckooflow.embedding_store.api import Floats, Ids
 from cuckooflow.embedding_store.checkpoint_files import PIECE_BYTES, Bytes
 from cuckooflow.embedding_store.kind_checks import state_bytes
 from cuckooflow.embedding_store.native_core import NativeCore
+from cuckooflow.errors import CheckpointGivenUp
 
 _ID_BYTES = 8
 _HEADER_BYTES = 16
 
 
 def cut_images(core: NativeCore, table: int) -> Iterator[Bytes]:
-    """(n, row_bytes) pieces of a table, in a cut that the caller has begun; each table once a cut."""
+    """(n, row_bytes) pieces of a table, in a cut that the caller has begun; each table once a cut.
+
+    Raises:
+        CheckpointGivenUp: pushes waited too long for what is read here.
+    """
     row_bytes = core.raw.row_bytes(table)
     left = core.raw.cut_rows(table)
     while left:
         n = min(max(1, PIECE_BYTES // row_bytes), left)
-        yield core.raw.read_cut(table, n).reshape(-1, row_bytes)
+        images = core.raw.read_cut(table, n)
+        if images is None:
+            raise CheckpointGivenUp(
+                f"expected to read a table of {core.raw.cut_rows(table)} rows while pushes go on, but more of "
+                "them changed in the meantime than may be kept as they were, and pushes waited for this in vain. "
+                "Write to a faster disk, or raise cut_bytes_max of the CheckpointPolicy."
+            )
+        yield images.reshape(-1, row_bytes)
         left -= n
 
 

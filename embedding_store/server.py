@@ -36,7 +36,7 @@ from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.embedding_store.store_metrics import StoreMetrics
 from cuckooflow.embedding_store.verbs import Message, perform
 from cuckooflow.embedding_store.wire import CALL_BYTES_MAX, SCHEMA, Piece, drain, from_ticket, receive, send
-from cuckooflow.errors import CuckooflowError, SpecError, StoreError, StoreUnavailable
+from cuckooflow.errors import CheckpointGivenUp, CuckooflowError, SpecError, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -284,13 +284,13 @@ class _Served:
         }
 
     def _checkpoint(self) -> None:
-        """A periodic one; a full disk must not end a store that serves."""
+        """A periodic one; a full or slow disk must not end a store that serves."""
         if not self._store.changed_since_checkpoint():
             return
         try:
             with self._metrics.checkpoint_seconds.time():
                 name = self._store.checkpoint()
-        except OSError as error:
+        except (OSError, CheckpointGivenUp) as error:
             self._metrics.checkpoints_failed.inc()
             log.error("event=checkpoint_failed error=%s", error)
         else:

@@ -91,7 +91,7 @@ class EmbeddedStore:
                     raise StoreError(f"{folder.path} holds a store already. Open it with open_store.")
                 folder.claim(config, shard)
             self._begin(config, owned, folder, NativeCore.of(config), Marks(owned.buckets), {})
-            self._policy = policy
+            self._follow(policy)
         except BaseException:
             if folder is not None:
                 folder.close()
@@ -121,7 +121,7 @@ class EmbeddedStore:
             core, marks, body = found or (NativeCore.of(config), Marks(owned.buckets), {})
             marks.restore_opened(folder.opened_logs())
             store = cls.assemble(config, owned, folder, core, marks, body)
-            store._policy = policy
+            store._follow(policy)
         except BaseException:
             folder.close()
             raise
@@ -166,7 +166,7 @@ class EmbeddedStore:
         self._incarnation = secrets.token_hex(8)
         self._event_time_us: int | None = body.get("event_time_us")
         self._pushes_applied: int = body.get("pushes_applied", 0)
-        self._policy = _DEFAULT_POLICY
+        self._follow(_DEFAULT_POLICY)
         self._newest: Link | None = body.get("link")
         self._changes = 0
         self._changes_in_checkpoint = 0 if body else -1
@@ -174,6 +174,10 @@ class EmbeddedStore:
         self._lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
         self._closed = False
+
+    def _follow(self, policy: CheckpointPolicy) -> None:
+        self._policy = policy
+        self._core.raw.bound_cut(policy.cut_bytes_max, policy.cut_wait_s)
 
     @property
     def config(self) -> StoreConfig:
@@ -249,6 +253,7 @@ class EmbeddedStore:
         prepared = self._core.prepare(tables, dense)
         self._owned.check_ids({name: push.ids for name, push in tables.items()})
         self._owned.check_dense(dense)
+        self._core.raw.await_cut_room()
         with self._lock:
             mask = self._marks.plan(range_)
             applied = int(np.count_nonzero(mask))
@@ -311,6 +316,7 @@ class EmbeddedStore:
 
         Raises:
             StoreError: the store has no folder, or is closed.
+            CheckpointGivenUp: see :class:`~cuckooflow.embedding_store.checkpoint_chain.CheckpointPolicy`.
         """
         with self._checkpoint_lock:
             if self._folder is None:
@@ -319,20 +325,24 @@ class EmbeddedStore:
                 raise StoreError("this store is closed, nothing was written. Open it again with open_store.")
             changes = 0
 
-            def begin_cut(since: int) -> tuple[int, dict[str, Any]]:
+            def begin_cut(since: int) -> tuple[int, int, dict[str, Any]]:
                 nonlocal changes
                 with self._lock:
-                    epoch = self._core.raw.begin_cut(since)
+                    epoch, since = self._core.raw.begin_cut(since, saving=True)
                     changes = self._changes
-                    return epoch, {
-                        "rows": [table["rows"] for table in self._core.stats().values()],
-                        "marks": self._marks.dump(),
-                        "shard": list(self.shard),
-                        "incarnation": self._incarnation,
-                        "event_time_us": self._event_time_us,
-                        "pushes_applied": self._pushes_applied,
-                        "clocks": [self._core.raw.clock(i) for i in range(len(self._config.tables))],
-                    }
+                    return (
+                        epoch,
+                        since,
+                        {
+                            "rows": [table["rows"] for table in self._core.stats().values()],
+                            "marks": self._marks.dump(),
+                            "shard": list(self.shard),
+                            "incarnation": self._incarnation,
+                            "event_time_us": self._event_time_us,
+                            "pushes_applied": self._pushes_applied,
+                            "clocks": [self._core.raw.clock(i) for i in range(len(self._config.tables))],
+                        },
+                    )
 
             self._newest = write_checkpoint(
                 self._folder.path, self._config, self._core, begin_cut, self._newest, self._policy
@@ -381,6 +391,7 @@ class EmbeddedStore:
         for number, table in enumerate(self._config.tables):
             first = count = 0
             while first < self._core.raw.row_numbers(number):
+                self._core.raw.await_cut_room()
                 with self._lock:
                     found = self._core.raw.evict_expired(number, first, SWEEP_ROWS)
                     self._changes += found > 0
@@ -392,11 +403,13 @@ class EmbeddedStore:
         """Counts since this incarnation began, and sizes.
 
         ``incarnation``, ``shard``, ``pushes_applied``, ``event_time_us``, ``tables``: name -> rows, bytes (of rows,
-        free ones among them, index and filter), load_factor, index_segments, not_admitted (pushed ids that
+        free ones among them, index and filter, and of what is kept for consumers of deltas and checkpoints),
+        load_factor, index_segments, not_admitted (pushed ids that
         were not admitted yet), filter_entries (ids that exact admission counts now), filter_forgotten (counts it
         gave up for want of memory), journal_entries, free_rows (whose memory new rows take first),
         evicted_expired, evicted_memory, refused_new_ids (for the memory limit), tombstones (kept for
-        consumers of deltas), slots (slot number as a string -> rows).
+        consumers of deltas and the next checkpoint), cut_bytes (of rows as they were when a checkpoint that is being
+        written began), slots (slot number as a string -> rows).
         """
         with self._lock:
             return {

@@ -42,6 +42,37 @@ void Core::push(const Push& push, const uint8_t* bucket_mask, int64_t event_time
     if (bucket_mask[entry.bucket] != 0) entry.parameter.apply(part.gradient);
   }
   for (const auto& table : tables_) table->end_push(epoch());
+  count_cut_bytes();
+}
+
+void Core::count_cut_bytes() {
+  uint64_t bytes = 0;
+  for (const auto& table : tables_) bytes += table->cut_bytes();
+  if (cut_bytes_.exchange(bytes) <= bytes) return;
+  // Nobody is between looking at the bytes and waiting.
+  {
+    const std::lock_guard<std::mutex> hold(cut_read_lock_);
+  }
+  cut_read_.notify_all();
+}
+
+void Core::bound_cut(uint64_t bytes, std::chrono::milliseconds wait) {
+  const std::unique_lock<FairLock> hold(lock_);
+  cut_bytes_max_ = bytes;
+  cut_wait_ = wait;
+}
+
+void Core::await_cut_room() {
+  const auto has_room = [this] { return cut_bytes_ <= cut_bytes_max_; };
+  if (has_room()) return;
+  {
+    std::unique_lock<std::mutex> hold(cut_read_lock_);
+    if (cut_read_.wait_for(hold, cut_wait_, has_room)) return;
+  }
+  const std::unique_lock<FairLock> hold(lock_);
+  if (has_room()) return;
+  for (const auto& table : tables_) table->give_up_cut();
+  count_cut_bytes();
 }
 
 void Core::assign(const std::vector<AssignRequest>& requests, const std::vector<EraseRequest>& gone,
@@ -83,7 +114,9 @@ uint32_t Core::lost_epoch() {
 
 uint64_t Core::evict_expired(int table, uint32_t first, uint32_t n) {
   const std::unique_lock<FairLock> hold(lock_);
-  return tables_[table]->evict_expired(first, n, epoch());
+  const uint64_t evicted = tables_[table]->evict_expired(first, n, epoch());
+  count_cut_bytes();
+  return evicted;
 }
 
 uint32_t Core::row_numbers(int table) {
@@ -91,36 +124,59 @@ uint32_t Core::row_numbers(int table) {
   return tables_[table]->row_numbers();
 }
 
-uint32_t Core::begin_cut(int64_t since) {
+Core::Cut Core::begin_cut(int64_t since, bool saving) {
   const std::unique_lock<FairLock> hold(lock_);
+  for (const auto& table : tables_) {
+    if (table->gone_unknown(since)) since = -1;
+  }
   const uint32_t epoch = epoch_.fetch_add(1, std::memory_order_acq_rel);
-  for (const auto& table : tables_) table->begin_cut(epoch, since);
+  for (const auto& table : tables_) table->begin_cut(epoch, since, saving);
   cut_dense_.clear();
   for (const DenseEntry& entry : dense_) {
     cut_dense_.emplace_back(entry.parameter.image_bytes());
     entry.parameter.save(cut_dense_.back().data());
   }
-  return epoch;
+  return {epoch, since};
+}
+
+void Core::saved(uint32_t epoch) {
+  const std::unique_lock<FairLock> hold(lock_);
+  for (const auto& table : tables_) table->saved(epoch);
 }
 
 void Core::end_cut() {
   const std::unique_lock<FairLock> hold(lock_);
   for (const auto& table : tables_) table->end_cut();
   cut_dense_.clear();
+  count_cut_bytes();
 }
 
-uint32_t Core::read_cut(int table, uint32_t n, uint8_t* out) {
+int64_t Core::read_cut(int table, uint32_t n, uint8_t* out) {
   const std::shared_lock<FairLock> hold(lock_);
-  return tables_[table]->read_cut(n, out);
+  if (tables_[table]->cut_given_up()) return -1;
+  const uint32_t read = tables_[table]->read_cut(n, out);
+  count_cut_bytes();
+  return read;
 }
 
 Core::TableStats Core::table_stats(int table) {
   const std::shared_lock<FairLock> hold(lock_);
   const Table& t = *tables_[table];
-  return {t.rows(),         t.bytes(),           t.index().capacity(), t.index().segments(),
-          t.not_admitted(), t.journal_size(),    t.filter().entries(), t.filter().forgotten(),
-          t.free_rows(),    t.evicted_expired(), t.evicted_memory(),   t.refused_new_ids(),
-          t.tombstones(),   t.slot_rows()};
+  return {t.rows(),
+          t.bytes() + t.bytes_beside(),
+          t.index().capacity(),
+          t.index().segments(),
+          t.not_admitted(),
+          t.journal_size(),
+          t.filter().entries(),
+          t.filter().forgotten(),
+          t.free_rows(),
+          t.evicted_expired(),
+          t.evicted_memory(),
+          t.refused_new_ids(),
+          t.tombstones(),
+          t.cut_bytes(),
+          t.slot_rows()};
 }
 
 }  // namespace cuckooflow

@@ -5,8 +5,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "dense_parameter.h"
@@ -117,19 +120,36 @@ class Core {
   // Up to here some table has forgotten what was touched, since its backlog was over its bound.
   uint32_t lost_epoch();
 
-  // Of rows touched after the epoch `since`, or of all where that is negative; the epoch of the cut.
-  uint32_t begin_cut(int64_t since = -1);
+  struct Cut {
+    uint32_t epoch;
+    int64_t since;  // negative: of all
+  };
+  // Of rows touched after the epoch `since`, or of all where that is negative, or where it is not known any
+  // more which rows went since.
+  Cut begin_cut(int64_t since = -1, bool saving = false);
+  // The cut of this epoch is safe: a later one may be of what changed since.
+  void saved(uint32_t epoch);
   void end_cut();
   uint32_t cut_rows(int table) const { return tables_[table]->cut_rows(); }
-  // Of the next `n` rows those in the cut; how many.
-  uint32_t read_cut(int table, uint32_t n, uint8_t* out);
+  // Of the next `n` rows those in the cut; how many, or -1 where it was given up.
+  int64_t read_cut(int table, uint32_t n, uint8_t* out);
+  // What a cut may keep of rows that change before they are read.
+  void bound_cut(uint64_t bytes, std::chrono::milliseconds wait);
+  // To be called before a push, by who holds nothing that the cut's reader needs: while the cut keeps more
+  // than its bound, waits for its reader. A cut whose reader is not done with enough after the time for that
+  // is given up.
+  void await_cut_room();
   const std::vector<uint8_t>& cut_filter(int table) const { return tables_[table]->cut_filter(); }
+  const std::vector<uint64_t>& cut_gone(int table) const { return tables_[table]->cut_gone(); }
   const std::vector<uint8_t>& cut_dense(int dense) const { return cut_dense_[dense]; }
 
   void set_clock(int table, int64_t ticks) { tables_[table]->set_clock(ticks); }
-  bool load_rows(int table, const uint8_t* images, uint32_t n, bool older = false) {
-    return tables_[table]->load_rows(images, n, older);
+  bool load_rows(int table, const uint8_t* images, uint32_t n, bool older = false,
+                 const int64_t* clock = nullptr) {
+    return tables_[table]->load_rows(images, n, older, clock);
   }
+  void load_gone(int table, const uint64_t* ids, int64_t n) { tables_[table]->load_gone(ids, n); }
+  void end_load(int table) { tables_[table]->end_load(); }
   bool load_filter(int table, const uint8_t* image, uint64_t n) {
     return tables_[table]->load_filter(image, n);
   }
@@ -143,7 +163,7 @@ class Core {
   struct TableStats {
     uint64_t rows, bytes, index_capacity, index_segments, not_admitted, journal, filter_entries,
         filter_forgotten;
-    uint64_t free_rows, evicted_expired, evicted_memory, refused_new_ids, tombstones;
+    uint64_t free_rows, evicted_expired, evicted_memory, refused_new_ids, tombstones, cut_bytes;
     std::vector<uint32_t> slot_rows;  // (4,096)
   };
   TableStats table_stats(int table);
@@ -159,6 +179,8 @@ class Core {
   };
 
   void lookup_one(const LookupRequest& request) const;
+  // Under either lock.
+  void count_cut_bytes();
 
   uint32_t buckets_;
   uint64_t backlog_max_;
@@ -168,6 +190,11 @@ class Core {
   std::atomic<uint32_t> epoch_{1};
   FairLock lock_;
   std::unique_ptr<Helpers> helpers_;
+  std::mutex cut_read_lock_;
+  std::condition_variable cut_read_;
+  std::chrono::milliseconds cut_wait_{20'000};
+  uint64_t cut_bytes_max_ = uint64_t{256} << 20;
+  std::atomic<uint64_t> cut_bytes_{0};
 };
 
 }  // namespace cuckooflow

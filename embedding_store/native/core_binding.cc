@@ -215,28 +215,37 @@ py::tuple collect(Core& core, uint32_t base, bool all) {
   return py::make_tuple(tables, dense, out.version);
 }
 
-Bytes read_cut(Core& core, int table, uint32_t rows) {
+// None where the cut was given up.
+std::optional<Bytes> read_cut(Core& core, int table, uint32_t rows) {
   const size_t row_bytes = core.table(table).row_bytes();
   Bytes out(static_cast<py::ssize_t>(rows * row_bytes));
   uint8_t* to = out.mutable_data();
-  uint32_t copied = 0;
+  int64_t copied = 0;
   {
     const py::gil_scoped_release release;
     copied = core.read_cut(table, rows, to);
   }
+  if (copied < 0) return std::nullopt;
   if (copied < rows) out.resize({static_cast<py::ssize_t>(copied * row_bytes)});
   return out;
+}
+
+// (epoch, since)
+std::pair<uint32_t, int64_t> begin_cut(Core& core, int64_t since, bool saving) {
+  const py::gil_scoped_release release;
+  const Core::Cut cut = core.begin_cut(since, saving);
+  return {cut.epoch, cut.since};
 }
 
 Bytes copy_bytes(const std::vector<uint8_t>& bytes) {
   return Bytes(static_cast<py::ssize_t>(bytes.size()), bytes.data());
 }
 
-bool load_rows(Core& core, int table, const Bytes& images, bool older) {
+bool load_rows(Core& core, int table, const Bytes& images, bool older, std::optional<int64_t> clock) {
   const auto n = static_cast<uint32_t>(images.size() / core.table(table).row_bytes());
   const uint8_t* from = images.data();
   const py::gil_scoped_release release;
-  return core.load_rows(table, from, n, older);
+  return core.load_rows(table, from, n, older, clock ? &*clock : nullptr);
 }
 
 py::dict table_stats(Core& core, int table) {
@@ -255,6 +264,7 @@ py::dict table_stats(Core& core, int table) {
   out["evicted_memory"] = s.evicted_memory;
   out["refused_new_ids"] = s.refused_new_ids;
   out["tombstones"] = s.tombstones;
+  out["cut_bytes"] = s.cut_bytes;
   // JSON, as which this travels, has strings for keys.
   py::dict slots;
   for (size_t slot = 0; slot < s.slot_rows.size(); ++slot) {
@@ -310,14 +320,31 @@ void bind_core(py::module_& m) {
            })
       .def("set_clock", &Core::set_clock, py::arg("table"), py::arg("ticks"))
       .def("epoch", &Core::epoch)
-      .def("begin_cut", &Core::begin_cut, py::arg("since") = -1, py::call_guard<py::gil_scoped_release>())
+      .def("begin_cut", &begin_cut, py::arg("since") = -1, py::arg("saving") = false)
+      .def("saved", &Core::saved, py::call_guard<py::gil_scoped_release>())
       .def("end_cut", &Core::end_cut, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "bound_cut",
+          [](Core& c, uint64_t bytes, double wait_s) {
+            c.bound_cut(bytes, std::chrono::milliseconds(static_cast<int64_t>(wait_s * 1e3)));
+          },
+          py::arg("bytes_max"), py::arg("wait_s"), py::call_guard<py::gil_scoped_release>())
+      .def("await_cut_room", &Core::await_cut_room, py::call_guard<py::gil_scoped_release>())
       .def("cut_rows", &Core::cut_rows)
       .def("read_cut", &read_cut, py::arg("table"), py::arg("rows"))
       .def("cut_filter", [](const Core& c, int table) { return copy_bytes(c.cut_filter(table)); })
+      .def("cut_gone",
+           [](const Core& c, int table) {
+             const std::vector<uint64_t>& gone = c.cut_gone(table);
+             return py::array_t<uint64_t>(static_cast<py::ssize_t>(gone.size()), gone.data());
+           })
       .def("cut_dense", [](const Core& c, int dense) { return copy_bytes(c.cut_dense(dense)); })
       .def("row_bytes", [](const Core& c, int table) { return c.table(table).row_bytes(); })
-      .def("load_rows", &load_rows, py::arg("table"), py::arg("images"), py::arg("older") = false)
+      .def("load_rows", &load_rows, py::arg("table"), py::arg("images"), py::arg("older") = false,
+           py::arg("clock") = std::optional<int64_t>())
+      .def("load_gone",
+           [](Core& c, int table, const Ids& ids) { c.load_gone(table, ids.data(), ids.size()); })
+      .def("end_load", &Core::end_load)
       .def("load_filter",
            [](Core& c, int table, const Bytes& b) { return c.load_filter(table, b.data(), b.size()); })
       .def("load_filter_buckets",

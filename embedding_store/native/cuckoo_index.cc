@@ -12,7 +12,9 @@ constexpr size_t kSegmentsPerBlock = HugeBlock::kAlign / CuckooIndex::kSegmentBy
 CuckooIndex::CuckooIndex() { directory_.push_back(new_segment()); }
 
 CuckooIndex::Segment CuckooIndex::new_segment() {
-  if (segments_ % kSegmentsPerBlock == 0) memory_.emplace_back(HugeBlock::kAlign);
+  if (segments_ % kSegmentsPerBlock == 0) {
+    memory_.emplace_back(HugeBlock::kAlign, memory_.empty() ? HugeBlock::kAlign : 0);
+  }
   auto* buckets = reinterpret_cast<CuckooBucket*>(memory_.back().data() +
                                                   (segments_ % kSegmentsPerBlock) * kSegmentBytes);
   used_.push_back(0);

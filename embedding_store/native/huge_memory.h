@@ -1,5 +1,6 @@
 // Zeroed blocks of memory, aligned to and advised as huge pages: with random access to gigabytes, page
-// walks would otherwise cost more than the rows.
+// walks would otherwise cost more than the rows. The beginning of a table's first block is not advised: a
+// small table takes what it fills, and not two megabytes.
 #pragma once
 
 #include <sys/mman.h>
@@ -15,7 +16,8 @@ class HugeBlock {
  public:
   static constexpr size_t kAlign = size_t{2} << 20;
 
-  explicit HugeBlock(size_t bytes) : bytes_((bytes + kAlign - 1) / kAlign * kAlign) {
+  // `plain`: so many bytes at its beginning are of small pages.
+  explicit HugeBlock(size_t bytes, size_t plain = 0) : bytes_((bytes + kAlign - 1) / kAlign * kAlign) {
     // Mapped with room to align, then trimmed. Untouched pages cost nothing.
     void* raw = mmap(nullptr, bytes_ + kAlign, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) throw std::bad_alloc();
@@ -24,7 +26,7 @@ class HugeBlock {
     if (skip > 0) munmap(base, skip);
     if (skip < kAlign) munmap(base + skip + bytes_, kAlign - skip);
     data_ = base + skip;
-    madvise(data_, bytes_, MADV_HUGEPAGE);
+    if (plain < bytes_) madvise(data_ + plain, bytes_ - plain, MADV_HUGEPAGE);
   }
   ~HugeBlock() {
     if (data_ != nullptr) munmap(data_, bytes_);

@@ -64,7 +64,10 @@ class RowClock {
     if (counts_) return static_cast<uint16_t>(now_);
     return static_cast<uint16_t>(now_ - std::clamp<int64_t>(now_ - tick_of(event_time_us), 0, kAgeMax));
   }
-  int64_t age(uint16_t stamp) const { return static_cast<uint16_t>(static_cast<uint16_t>(now_) - stamp); }
+  int64_t age(uint16_t stamp) const { return age_at(now_, stamp); }
+  static int64_t age_at(int64_t now, uint16_t stamp) {
+    return static_cast<uint16_t>(static_cast<uint16_t>(now) - stamp);
+  }
   bool expired(int64_t age, uint32_t slot) const { return age >= limits_[limits_.size() == 1 ? 0 : slot]; }
 
  private:

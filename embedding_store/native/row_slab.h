@@ -130,7 +130,9 @@ class RowSlab {
 
   uint32_t append() {
     if (size_ == kRowsMax) throw std::bad_alloc();
-    if ((size_ >> shift_) == chunks_.size()) chunks_.emplace_back(row_bytes() << shift_);
+    if ((size_ >> shift_) == chunks_.size()) {
+      chunks_.emplace_back(row_bytes() << shift_, chunks_.empty() ? HugeBlock::kAlign : 0);
+    }
     return size_++;
   }
 

@@ -125,18 +125,22 @@ void Table::collect(uint32_t epoch, bool all, std::vector<uint64_t>* ids, std::v
   }
 }
 
-void Table::begin_cut(uint32_t epoch, int64_t since) {
+void Table::begin_cut(uint32_t epoch, int64_t since, bool saving) {
+  saving_ |= saving && clock_.runs();
   cut_ = std::make_unique<TableCut>(slab_, epoch, since);
   cut_filter_.resize(filter_.image_bytes());
   filter_.save(cut_filter_.data());
+  if (since >= 0) cut_gone_ = tombstones_.since(static_cast<uint32_t>(since));
 }
 
 void Table::end_cut() {
   cut_.reset();
   cut_filter_ = {};
+  cut_gone_ = {};
 }
 
-bool Table::load_rows(const uint8_t* images, uint32_t n, bool older) {
+bool Table::load_rows(const uint8_t* images, uint32_t n, bool older, const int64_t* clock) {
+  const int64_t elapsed = clock == nullptr ? 0 : clock_.now() - *clock;
   for (uint32_t i = 0; i < n; ++i, images += slab_.row_bytes()) {
     RowHeader header;
     std::memcpy(&header, images, sizeof(header));
@@ -146,18 +150,24 @@ bool Table::load_rows(const uint8_t* images, uint32_t n, bool older) {
       __builtin_prefetch(&index_.place(ahead).first(), 1);
     }
     const bool known = index_.find(header.id) != kNoRow;
-    if (older && known) continue;
+    if (older && (known || (gone_ && gone_->find(header.id) != kNoRow))) continue;
     if (header.epoch == RowHeader::kFree || known) return false;
     const uint32_t row = slab_.take();
     slab_.load(row, images);
     slab_.header(row)->epoch = 0;
-    if (clock_.age(header.touched) > RowClock::kAgeMax) {
-      slab_.header(row)->touched = static_cast<uint16_t>(clock_.now() - RowClock::kAgeMax);
-    }
+    const int64_t age = clock_.age_at(clock_.now() - elapsed, header.touched) + elapsed;
+    slab_.header(row)->touched = static_cast<uint16_t>(clock_.now() - std::min(age, RowClock::kAgeMax));
     index_.insert(header.id, row);
     ++slot_rows_[slot_of(header.id)];
   }
   return true;
+}
+
+void Table::load_gone(const uint64_t* ids, int64_t n) {
+  if (n > 0 && !gone_) gone_ = std::make_unique<CuckooIndex>();
+  for (int64_t i = 0; i < n; ++i) {
+    if (gone_->find(ids[i]) == kNoRow) gone_->insert(ids[i], 0);
+  }
 }
 
 }  // namespace cuckooflow

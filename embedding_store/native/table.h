@@ -57,7 +57,13 @@ class Table {
   uint32_t free_rows() const { return slab_.free_rows(); }
   size_t row_bytes() const { return slab_.row_bytes(); }
   const CuckooIndex& index() const { return index_; }
-  uint64_t bytes() const { return slab_.bytes() + index_.bytes() + filter_.image_bytes(); }
+  // Of rows, index, filter and counts by slot: what the memory limit is for.
+  uint64_t bytes() const { return slab_.bytes() + index_.bytes() + fixed_bytes(); }
+  // Of what is kept for consumers of deltas and for checkpoints.
+  uint64_t bytes_beside() const {
+    return journal_.bytes() + tombstones_.bytes() + (cut_ ? cut_->held_bytes() : 0);
+  }
+  uint64_t cut_bytes() const { return cut_ ? cut_->bytes() : 0; }
   uint64_t not_admitted() const { return not_admitted_; }
   const AdmissionFilter& filter() const { return filter_; }
   uint64_t evicted_expired() const { return evicted_expired_; }
@@ -106,24 +112,46 @@ class Table {
   std::vector<uint64_t> collect_tombstones(uint32_t epoch) const {
     return tombstones_.collect(epoch, [this](uint64_t id) { return index_.find(id) == kNoRow; });
   }
+  // No consumer asks for what was touched up to `epoch`.
   void forget_touched(uint32_t epoch) {
     journal_.drop(epoch);
-    tombstones_.drop(epoch);
+    taken_epoch_ = epoch;
+    drop_tombstones();
+  }
+  // The newest checkpoint is of `epoch`: from there on the next one, if it is incremental, will need the ids
+  // of rows that went.
+  void saved(uint32_t epoch) {
+    saving_ = clock_.runs();
+    saved_epoch_ = epoch;
+    drop_tombstones();
   }
   // What was touched in this epoch and before is not known any more: the backlog was over its bound.
   uint32_t lost_epoch() const { return lost_epoch_; }
   size_t journal_size() const { return journal_.size(); }
 
-  void begin_cut(uint32_t epoch, int64_t since);
+  // A cut of rows touched after the epoch `since` (negative: of all) holds the ids evicted after it as well.
+  // If it is being `saved`, those evicted from now on are kept for the next.
+  void begin_cut(uint32_t epoch, int64_t since, bool saving);
+  // Whether ids evicted after this epoch are known no more.
+  bool gone_unknown(int64_t since) const { return saving_ && lost_epoch_ > since; }
   void end_cut();
+  void give_up_cut() {
+    if (cut_) cut_->give_up();
+  }
+  bool cut_given_up() const { return cut_ && cut_->given_up(); }
   uint32_t cut_rows() const { return cut_ ? cut_->rows() : 0; }
   // How many of the next n row numbers are rows of the cut; their images.
   uint32_t read_cut(uint32_t n, uint8_t* out) { return cut_->read(slab_, n, out); }
   const std::vector<uint8_t>& cut_filter() const { return cut_filter_; }
+  const std::vector<uint64_t>& cut_gone() const { return cut_gone_; }
 
-  // Rows of a checkpoint, into a new table. Of a chain of them the newest comes first; of an `older` one,
-  // rows that are there already are left out. False if an id of the newest comes twice.
-  bool load_rows(const uint8_t* images, uint32_t n, bool older);
+  // Rows of a checkpoint, into a new table. Of a chain of them the newest comes first: its rows, then the ids
+  // that it tells of as gone. Of an `older` one, rows that are there already or are gone are left out.
+  // `clock`: the table's when the rows were saved, where that is another than now. False if an id of the
+  // newest comes twice.
+  bool load_rows(const uint8_t* images, uint32_t n, bool older, const int64_t* clock);
+  void load_gone(const uint64_t* ids, int64_t n);
+  void end_load() { gone_.reset(); }
   bool load_filter(const uint8_t* image, uint64_t bytes) { return filter_.load(image, bytes); }
   bool load_filter_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end) {
     return filter_.load_buckets(image, bytes, first, end);
@@ -161,8 +189,13 @@ class Table {
   // Evicts what is expired at `as_of`, the clock's time or a later one.
   uint64_t sweep(uint32_t first, uint32_t n, int64_t as_of, uint32_t epoch);
   void sweep_on(uint32_t epoch);
+  uint64_t fixed_bytes() const { return filter_.image_bytes() + slot_rows_.size() * sizeof(uint32_t); }
   uint64_t backlog() const { return journal_.size() + tombstones_.size(); }
   void bound_backlog();
+  void drop_tombstones() {
+    constexpr uint32_t kAll = 0xffffffffU;
+    tombstones_.drop(std::min(journaling_ ? taken_epoch_ : kAll, saving_ ? saved_epoch_ : kAll));
+  }
   void touch(uint32_t row, uint32_t epoch);
   static uint32_t slot_of(uint64_t id) { return static_cast<uint32_t>(id >> (64 - kSlotBits)); }
   uint32_t admission_of(uint64_t id) const {
@@ -188,12 +221,17 @@ class Table {
   uint64_t draws_ = 0;         // rows drawn for eviction
   uint32_t lost_epoch_ = 0;
   bool journaling_ = false;
+  bool saving_ = false;  // incremental checkpoints need tombstones
+  uint32_t taken_epoch_ = 0;
+  uint32_t saved_epoch_ = 0;
   uint64_t not_admitted_ = 0;
   uint64_t evicted_expired_ = 0;
   uint64_t evicted_memory_ = 0;
   uint64_t refused_new_ids_ = 0;
   std::unique_ptr<TableCut> cut_;
   std::vector<uint8_t> cut_filter_;
+  std::vector<uint64_t> cut_gone_;
+  std::unique_ptr<CuckooIndex> gone_;  // a set: of ids that newer links of a chain tell of
 };
 
 }  // namespace cuckooflow

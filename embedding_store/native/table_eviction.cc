@@ -107,7 +107,7 @@ void Table::evict(uint32_t row, uint32_t epoch) {
   const uint64_t id = slab_.header(row)->id;
   index_.erase(id);
   --slot_rows_[slot_of(id)];
-  if (journaling_ && epoch > lost_epoch_) tombstones_.add(epoch, id);
+  if ((journaling_ || saving_) && epoch > lost_epoch_) tombstones_.add(epoch, id);
   slab_.release(row);
 }
 
@@ -123,8 +123,7 @@ bool Table::place_new(uint64_t id, uint32_t epoch) {
   if (limit == 0) return index_.insert(id, slab_.next());
   const bool full = slab_.free_rows() == 0 && bytes() + slab_.row_bytes() > limit;
   if (full && !(options_.evict_least_recent && evict_sampled(epoch))) return false;
-  const uint64_t others =
-      filter_.image_bytes() + slab_.bytes() + (slab_.free_rows() == 0 ? slab_.row_bytes() : 0);
+  const uint64_t others = fixed_bytes() + slab_.bytes() + (slab_.free_rows() == 0 ? slab_.row_bytes() : 0);
   const uint64_t segments_max = others >= limit ? 0 : (limit - others) / CuckooIndex::kSegmentBytes;
   if (index_.insert(id, slab_.next(), segments_max)) return true;
   if (!options_.evict_least_recent) return false;
@@ -162,7 +161,8 @@ void Table::evict_for_memory(uint32_t row, uint32_t epoch) {
 void Table::bound_backlog() {
   while (backlog() > options_.backlog_max) {
     lost_epoch_ = std::min(journal_.first_epoch(), tombstones_.first_epoch());
-    forget_touched(lost_epoch_);
+    journal_.drop(lost_epoch_);
+    tombstones_.drop(lost_epoch_);
   }
 }
 

@@ -11,6 +11,7 @@
 #include <deque>
 #include <vector>
 
+#include "paged_queue.h"
 #include "row_slab.h"
 
 namespace cuckooflow {
@@ -18,15 +19,16 @@ namespace cuckooflow {
 class TouchedJournal {
  public:
   void add(uint32_t epoch, uint32_t row, const RowSlab& slab) {
-    if (parts_.empty() || parts_.back().epoch != epoch) parts_.push_back({epoch, {}});
-    parts_.back().rows.push_back(row);
-    if (++size_ > size_t{slab.size()} * 2 + kSlack) sweep(slab);
+    if (parts_.empty() || parts_.back().epoch != epoch) parts_.push_back({epoch, 0});
+    ++parts_.back().size;
+    rows_.push_back(row);
+    if (rows_.size() > size_t{slab.size()} * 2 + kSlack) sweep(slab);
   }
 
   // Forgets the epochs up to and including `epoch`: no consumer stands before it.
   void drop(uint32_t epoch) {
     while (!parts_.empty() && parts_.front().epoch <= epoch) {
-      size_ -= parts_.front().rows.size();
+      rows_.pop_front(parts_.front().size);
       parts_.pop_front();
     }
   }
@@ -36,40 +38,44 @@ class TouchedJournal {
 
   // Appends the rows last touched after `epoch`.
   void collect(uint32_t epoch, const RowSlab& slab, std::vector<uint32_t>* rows) const {
+    size_t i = 0;
     for (const Part& part : parts_) {
-      if (part.epoch <= epoch) continue;
-      for (size_t i = 0; i < part.rows.size(); ++i) {
-        if (i + kAhead < part.rows.size()) slab.prefetch_header(part.rows[i + kAhead]);
-        if (slab.header(part.rows[i])->epoch == part.epoch) rows->push_back(part.rows[i]);
+      const size_t end = i + part.size;
+      if (part.epoch <= epoch) i = end;
+      for (; i < end; ++i) {
+        if (i + kAhead < end) slab.prefetch_header(rows_[i + kAhead]);
+        if (slab.header(rows_[i])->epoch == part.epoch) rows->push_back(rows_[i]);
       }
     }
   }
 
-  size_t size() const { return size_; }
+  size_t size() const { return rows_.size(); }
+  size_t bytes() const { return rows_.bytes(); }
 
  private:
   static constexpr size_t kSlack = 4096;
   static constexpr size_t kAhead = 16;  // headers on their way while the journal is read
   struct Part {
     uint32_t epoch;
-    std::vector<uint32_t> rows;
+    size_t size;
   };
 
   void sweep(const RowSlab& slab) {
-    size_ = 0;
+    size_t at = 0, kept = 0;
     for (Part& part : parts_) {
-      size_t kept = 0;
-      for (const uint32_t row : part.rows) {
-        if (slab.listed_epoch(row) == part.epoch) part.rows[kept++] = row;
+      const size_t end = at + part.size;
+      part.size = 0;
+      for (; at < end; ++at) {
+        if (slab.listed_epoch(rows_[at]) != part.epoch) continue;
+        rows_[kept++] = rows_[at];
+        ++part.size;
       }
-      part.rows.resize(kept);
-      part.rows.shrink_to_fit();
-      size_ += kept;
     }
+    rows_.truncate(kept);
   }
 
   std::deque<Part> parts_;  // ascending epochs
-  size_t size_ = 0;
+  PagedQueue<uint32_t> rows_;
 };
 
 }  // namespace cuckooflow

@@ -5,6 +5,7 @@
 // stress [seed] - exits 0, or aborts where something differs or a sanitizer objects.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -254,6 +255,7 @@ class Concurrent {
     bounded.evict_least_recent = true;
     core_.add_table(bounded);
     base_ = core_.collect(0, true).version;
+    core_.bound_cut(uint64_t{64} << 10, std::chrono::milliseconds(1));
     core_.set_helpers(2);
     for (const RowKind kind : {RowKind::kFloat32, RowKind::kFloat16, RowKind::kInt8}) {
       TableOptions read = options(OptimizerKind::kSgd, kDim);
@@ -314,6 +316,7 @@ class Concurrent {
       Entries entries;
       for (int i = 0; i < kEntries; ++i) entries.ids.push_back(below(random, 1 + below(random, kSpace)));
       entries.values.assign(kEntries, -1.0F);
+      core_.await_cut_room();
       push(&core_, entries, mask, ++now_us_);
     }
   }
@@ -375,13 +378,19 @@ class Concurrent {
   }
 
   void take_cut() {
-    core_.begin_cut();
+    const bool all = ++cuts_ % 2 == 0;
+    const Core::Cut cut = core_.begin_cut(all ? -1 : saved_, true);
     double counts = 0.0;
     for (int t = 0; t < core_.table_count(); ++t) {
       for (uint32_t left = core_.cut_rows(t); left > 0;) {
         const uint32_t n = std::min<uint32_t>(left, 2'000);
         std::vector<uint8_t> bytes(n * core_.table(t).row_bytes());
-        bytes.resize(core_.read_cut(t, n, bytes.data()) * core_.table(t).row_bytes());
+        const int64_t read = core_.read_cut(t, n, bytes.data());
+        if (read < 0) {
+          core_.end_cut();
+          return;
+        }
+        bytes.resize(read * core_.table(t).row_bytes());
         left -= n;
         if (t >= 3 && t < kExpiring) continue;
         for (const Image& image : images(core_.table(t), t < 3 ? kSlots[t] : kDim, bytes)) {
@@ -393,7 +402,9 @@ class Concurrent {
       }
     }
     core_.end_cut();
-    check(static_cast<int64_t>(counts) % kEntries == 0, "whole pushes in a cut");
+    check(cut.since >= 0 || static_cast<int64_t>(counts) % kEntries == 0, "whole pushes in a cut");
+    core_.saved(cut.epoch);
+    saved_ = cut.epoch;
   }
 
   void take_delta() {
@@ -443,6 +454,8 @@ class Concurrent {
   Core replica_core_{1};
   std::atomic<int64_t> now_us_{0};
   uint32_t base_ = 0;
+  int64_t saved_ = -1;
+  int cuts_ = 0;
   std::unordered_map<uint64_t, float> replica_;
 };
 
