@@ -150,6 +150,7 @@ def _read(folder: Path, config: StoreConfig, owned: Ownership) -> tuple[NativeCo
         # Before the rows: they tell their time by it.
         if reader.body["clocks"][i] is not None:
             core.raw.set_clock(i, reader.body["clocks"][i])
+        core.raw.reserve(i, reader.body["rows"][i])
         # The newest first: of what older links hold, just what no newer one has, or tells of as gone, is taken.
         for link in chain:
             _load_rows(core, i, link, older=link is not reader)

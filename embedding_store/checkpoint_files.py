@@ -1,7 +1,7 @@
 """A checkpoint on disk: a folder that appears whole, by one rename, with every file's checksum.
 
 ``checkpoint-00000007/`` holds ``manifest.json`` (its own checksum in it; configuration, marks, sizes and
-CRC-32 of the other files), and for each table ``table-N.rows`` (row images as in memory: id uint64,
+CRC-32C of the other files), and for each table ``table-N.rows`` (row images as in memory: id uint64,
 epoch uint32, step uint16, time of last touch uint16 in ticks of the table's clock, which is in the manifest,
 weights and slots float32, padded to 16 bytes; little-endian) and
 ``table-N.filter``, for each dense parameter ``dense-N`` (step uint64, value, slots). Rows carry their
@@ -20,17 +20,20 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from cuckooflow.embedding_store import _native
 from cuckooflow.embedding_store.direct_files import read_pieces, write_pieces
 from cuckooflow.embedding_store.durable import sync_folder
 from cuckooflow.errors import CheckpointDamaged
 
-#: 2: rows have a time of last touch, and a checkpoint may stand on another. 3: it may say which rows went.
+#: 2: rows have a time of last touch, and a checkpoint may stand on another. 3: it may say which rows went;
+#: files are checked by CRC-32C.
 FORMAT = 3
 PIECE_BYTES = 8 << 20
 
@@ -72,12 +75,12 @@ class CheckpointWriter:
         def counted() -> Iterator[Bytes]:
             nonlocal size, crc
             for piece in pieces:
-                crc = zlib.crc32(piece.data, crc)
+                crc = _native.crc32c(piece, crc)
                 size += piece.nbytes
                 yield piece
 
         write_pieces(self._folder / name, counted())
-        self._files[name] = {"bytes": size, "crc32": crc}
+        self._files[name] = {"bytes": size, "crc32c": crc}
 
     def commit(self, body: dict[str, Any]) -> str:
         """Make the checkpoint durable and visible; its name."""
@@ -129,7 +132,8 @@ class CheckpointReader:
     def pieces(self, name: str, unit_bytes: int = 1) -> Iterator[Bytes]:
         """A file's content; the last step raises if the checksum is not the manifest's.
 
-        A piece is whole units of ``unit_bytes``, and is overwritten once the next one was asked for.
+        A piece is whole units of ``unit_bytes``, is checked while the caller uses it, and is overwritten once the next
+        one was asked for.
 
         Raises:
             CheckpointDamaged: the file is absent, too short, too long or has other bytes.
@@ -139,15 +143,19 @@ class CheckpointReader:
             path = self.folder / name
             if path.stat().st_size > left:
                 raise self._damaged(f"{name} is longer than its manifest says")
-            for piece in read_pieces(path, unit_bytes, left):
-                crc = zlib.crc32(piece.data, crc)
-                left -= piece.nbytes
-                yield piece
+            with ThreadPoolExecutor(1) as checker:
+                for piece in read_pieces(path, unit_bytes, left):
+                    checking = checker.submit(_native.crc32c, piece, crc)
+                    left -= piece.nbytes
+                    try:
+                        yield piece
+                    finally:
+                        crc = checking.result()
             if left:
                 raise self._damaged(f"{name} ends {left} bytes early")
         except OSError as error:
             raise self._damaged(f"{name} cannot be read: {error}") from error
-        if crc != self._files[name]["crc32"]:
+        if crc != self._files[name]["crc32c"]:
             raise self._damaged(f"{name} has another checksum than its manifest says")
 
     def _manifest(self) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _load_buckets(config: StoreConfig, source: NativeCore, target: NativeCore, f
             for images in cut_images(source, table):
                 buckets = _native.buckets_of(image_ids(images), config.buckets)
                 mine = images[(buckets >= first) & (buckets < end)]
-                if not target.raw.load_rows(table, mine.reshape(-1)):
+                if not target.raw.load_rows(table, mine.reshape(-1), clock=clock):
                     raise CheckpointDamaged(f"table {config.tables[table].name!r} holds an id twice")
             if not target.raw.load_filter_buckets(table, source.raw.cut_filter(table), first, end):
                 raise CheckpointDamaged(

@@ -19,14 +19,18 @@ _HEADER_BYTES = 16
 def cut_images(core: NativeCore, table: int) -> Iterator[Bytes]:
     """(n, row_bytes) pieces of a table, in a cut that the caller has begun; each table once a cut.
 
+    A piece is overwritten once the next one was asked for.
+
     Raises:
         CheckpointGivenUp: pushes waited too long for what is read here.
     """
     row_bytes = core.raw.row_bytes(table)
     left = core.raw.cut_rows(table)
+    step = min(max(1, PIECE_BYTES // row_bytes), left)
+    memory = np.empty(step * row_bytes, np.uint8)
     while left:
-        n = min(max(1, PIECE_BYTES // row_bytes), left)
-        images = core.raw.read_cut(table, n)
+        n = min(step, left)
+        images = core.raw.read_cut(table, n, memory)
         if images is None:
             raise CheckpointGivenUp(
                 f"expected to read a table of {core.raw.cut_rows(table)} rows while pushes go on, but more of "

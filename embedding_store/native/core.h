@@ -144,6 +144,8 @@ class Core {
   const std::vector<uint8_t>& cut_dense(int dense) const { return cut_dense_[dense]; }
 
   void set_clock(int table, int64_t ticks) { tables_[table]->set_clock(ticks); }
+  // Before the first row is loaded: there will be so many.
+  void reserve(int table, uint64_t rows) { tables_[table]->reserve(rows); }
   bool load_rows(int table, const uint8_t* images, uint32_t n, bool older = false,
                  const int64_t* clock = nullptr) {
     return tables_[table]->load_rows(images, n, older, clock);

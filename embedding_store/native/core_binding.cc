@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core.h"
+#include "crc32c.h"
 
 namespace py = pybind11;
 
@@ -216,9 +217,11 @@ py::tuple collect(Core& core, uint32_t base, bool all) {
 }
 
 // None where the cut was given up.
-std::optional<Bytes> read_cut(Core& core, int table, uint32_t rows) {
+std::optional<Bytes> read_cut(Core& core, int table, uint32_t rows, std::optional<Bytes> into) {
   const size_t row_bytes = core.table(table).row_bytes();
-  Bytes out(static_cast<py::ssize_t>(rows * row_bytes));
+  const auto size = static_cast<py::ssize_t>(rows * row_bytes);
+  if (into && into->size() < size) throw py::value_error("read_cut: the memory is too small for the rows");
+  Bytes out = into ? *into : Bytes(size);
   uint8_t* to = out.mutable_data();
   int64_t copied = 0;
   {
@@ -226,8 +229,8 @@ std::optional<Bytes> read_cut(Core& core, int table, uint32_t rows) {
     copied = core.read_cut(table, rows, to);
   }
   if (copied < 0) return std::nullopt;
-  if (copied < rows) out.resize({static_cast<py::ssize_t>(copied * row_bytes)});
-  return out;
+  const auto end = static_cast<py::ssize_t>(copied * row_bytes);
+  return end == out.size() ? out : Bytes(out[py::slice(0, end, 1)]);
 }
 
 // (epoch, since)
@@ -331,7 +334,7 @@ void bind_core(py::module_& m) {
           py::arg("bytes_max"), py::arg("wait_s"), py::call_guard<py::gil_scoped_release>())
       .def("await_cut_room", &Core::await_cut_room, py::call_guard<py::gil_scoped_release>())
       .def("cut_rows", &Core::cut_rows)
-      .def("read_cut", &read_cut, py::arg("table"), py::arg("rows"))
+      .def("read_cut", &read_cut, py::arg("table"), py::arg("rows"), py::arg("into") = std::optional<Bytes>())
       .def("cut_filter", [](const Core& c, int table) { return copy_bytes(c.cut_filter(table)); })
       .def("cut_gone",
            [](const Core& c, int table) {
@@ -340,6 +343,7 @@ void bind_core(py::module_& m) {
            })
       .def("cut_dense", [](const Core& c, int dense) { return copy_bytes(c.cut_dense(dense)); })
       .def("row_bytes", [](const Core& c, int table) { return c.table(table).row_bytes(); })
+      .def("reserve", &Core::reserve, py::arg("table"), py::arg("rows"))
       .def("load_rows", &load_rows, py::arg("table"), py::arg("images"), py::arg("older") = false,
            py::arg("clock") = std::optional<int64_t>())
       .def("load_gone",
@@ -364,6 +368,19 @@ void bind_core(py::module_& m) {
       .def("add_dense", &PushBuilder::add_dense, py::arg("dense"), py::arg("gradient"))
       .def("apply", &PushBuilder::apply, py::arg("core"), py::arg("bucket_mask"),
            py::arg("event_time_us") = 0);
+  m.def(
+      "crc32c",
+      [](const Bytes& bytes, uint32_t crc) {
+        const uint8_t* from = bytes.data();
+        const auto n = static_cast<size_t>(bytes.size());
+        const py::gil_scoped_release release;
+        return crc32c(from, n, crc);
+      },
+      py::arg("bytes"), py::arg("crc") = 0);
+  m.def(
+      "crc32c_by_table",
+      [](const Bytes& bytes, uint32_t crc) { return crc32c_by_table(bytes.data(), bytes.size(), crc); },
+      py::arg("bytes"), py::arg("crc") = 0);
   m.def("buckets_of", &buckets_of, py::arg("ids"), py::arg("buckets"));
   m.def("initial_values", &initial_values, py::arg("ids"), py::arg("dim"), py::arg("seed"),
         py::arg("stddev"));

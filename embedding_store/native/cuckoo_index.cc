@@ -1,5 +1,6 @@
 #include "cuckoo_index.h"
 
+#include <algorithm>
 #include <bitset>
 #include <cassert>
 
@@ -32,6 +33,17 @@ bool CuckooIndex::insert(uint64_t key, uint32_t row, uint64_t segments_max) {
   }
   ++size_;
   return true;
+}
+
+void CuckooIndex::reserve(uint64_t keys, bool sparing) {
+  if (size_ > 0 || segments_ > 1) return;
+  // Hashes do not fill all segments alike: their keys differ by about 0.7 %.
+  const auto room = static_cast<uint64_t>(kSegmentKeys * (sparing ? 1.0 : 0.98));
+  uint32_t depth = 0;
+  while (sparing ? room << (depth + 1) <= keys : room << depth < keys) ++depth;
+  while (segments_ < 1U << depth) directory_.push_back(new_segment());
+  depth_ = depth;
+  std::fill(depths_.begin(), depths_.end(), static_cast<uint8_t>(depth));
 }
 
 void CuckooIndex::erase(uint64_t key) {

@@ -109,6 +109,27 @@ class CuckooIndex {
   // that would take more than `segments_max` segments.
   bool insert(uint64_t key, uint32_t row, uint64_t segments_max = ~uint64_t{0});
 
+  // Adds a key unless it is there; whether it was not. Takes as many segments as it needs.
+  bool insert_new(uint64_t key, uint32_t row) {
+    const uint64_t h = hash(key);
+    const Segment& segment = directory_[directory_slot(h)];
+    const Place at{h, segment.buckets};
+    CuckooBucket& first = at.first();
+    if (first.find(key, at.tag()) != kNoRow) return false;
+    if (first.spilled() && at.second().find(key, at.tag()) != kNoRow) return false;
+    const int slot = first.free_slot();
+    if (slot < 0 || used_[segment.number] >= kSegmentKeys) return insert(key, row);
+    first.set(slot, key, row, at.tag());
+    ++used_[segment.number];
+    ++size_;
+    ++changes_;
+    return true;
+  }
+
+  // An empty index gets the segments that so many keys will need, so that none is split on the way.
+  // `sparing`: none that they might do without, though some are split then.
+  void reserve(uint64_t keys, bool sparing);
+
   // Removes a key that is there.
   void erase(uint64_t key);
 

@@ -149,15 +149,17 @@ bool Table::load_rows(const uint8_t* images, uint32_t n, bool older, const int64
       std::memcpy(&ahead, images + kAhead * slab_.row_bytes() + offsetof(RowHeader, id), sizeof(ahead));
       __builtin_prefetch(&index_.place(ahead).first(), 1);
     }
-    const bool known = index_.find(header.id) != kNoRow;
-    if (older && (known || (gone_ && gone_->find(header.id) != kNoRow))) continue;
-    if (header.epoch == RowHeader::kFree || known) return false;
+    if (header.epoch == RowHeader::kFree) return false;
+    if (older && gone_ && gone_->find(header.id) != kNoRow) continue;
+    if (!index_.insert_new(header.id, slab_.next())) {
+      if (older) continue;
+      return false;
+    }
     const uint32_t row = slab_.take();
     slab_.load(row, images);
     slab_.header(row)->epoch = 0;
     const int64_t age = clock_.age_at(clock_.now() - elapsed, header.touched) + elapsed;
     slab_.header(row)->touched = static_cast<uint16_t>(clock_.now() - std::min(age, RowClock::kAgeMax));
-    index_.insert(header.id, row);
     ++slot_rows_[slot_of(header.id)];
   }
   return true;

@@ -145,6 +145,8 @@ class Table {
   const std::vector<uint8_t>& cut_filter() const { return cut_filter_; }
   const std::vector<uint64_t>& cut_gone() const { return cut_gone_; }
 
+  // A new table will have so many rows.
+  void reserve(uint64_t rows) { index_.reserve(rows, options_.memory_limit_bytes > 0); }
   // Rows of a checkpoint, into a new table. Of a chain of them the newest comes first: its rows, then the ids
   // that it tells of as gone. Of an `older` one, rows that are there already or are gone are left out.
   // `clock`: the table's when the rows were saved, where that is another than now. False if an id of the
