@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ from cuckooflow.embedding_store.wire import CALL_BYTES_MAX, SCHEMA, Piece, drain
 from cuckooflow.errors import CheckpointGivenUp, CuckooflowError, SpecError, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
+
+#: How long a signal may go unnoticed.
+SIGNAL_NOTICED_S_MAX = 0.5
 
 
 class StoreServer(flight.FlightServerBase):
@@ -266,7 +270,7 @@ class _Served:
                 *self._store.shard,
                 self._store.incarnation(),
             )
-            while not stop.wait(checkpoint_interval_s):
+            while not _stopped_within(stop, checkpoint_interval_s):
                 self._checkpoint()
         finally:
             address.unlink(missing_ok=True)
@@ -295,6 +299,19 @@ class _Served:
             log.error("event=checkpoint_failed error=%s", error)
         else:
             log.info("event=checkpoint_written name=%s", name)
+
+
+def _stopped_within(stop: threading.Event, seconds: float) -> bool:
+    """Whether it is set within so long.
+
+    Waits piece by piece: a signal that comes as a wait begins, or to another thread, does not wake the main thread,
+    which handles it after the wait.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop.wait(min(left, SIGNAL_NOTICED_S_MAX)):
+            return True
+    return stop.is_set()
 
 
 @contextmanager

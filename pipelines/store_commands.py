@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cuckooflow.embedding_store import _native
-from cuckooflow.embedding_store.client import StoreClient, connect
+from cuckooflow.embedding_store.client import CALL_S_MAX, StoreClient
 from cuckooflow.embedding_store.inspection import CheckpointRows, verify
 from cuckooflow.embedding_store.kinds import NEVER_US
 from cuckooflow.embedding_store.resharding import reshard
@@ -34,8 +34,9 @@ Addresses = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON value instead of tables")]
 
-#: How long a store that does not answer is asked again.
+#: How long a store that does not answer is asked again, and how long one call may take; all rows take longer.
 _RETRY_S = 5.0
+_CALL_S_MAX = 15.0
 
 
 class ExportFormat(StrEnum):
@@ -240,7 +241,7 @@ def export_command(
             else:
                 write_states(out, table, (piece for rows in found for piece in rows.states(table.name)))
         return
-    with _store(address, job) as store:
+    with _store(address, job, CALL_S_MAX) as store:
         for table in store.config.tables:
             if table.kind == "embedding":
                 write_weights(out, table, in_groups(*store.rows(table.name)))
@@ -286,12 +287,18 @@ def reshard_command(
 
 
 @contextmanager
-def _store(addresses: list[str] | None, job: Path | None) -> Iterator[StoreClient | ShardedClient]:
+def _store(
+    addresses: list[str] | None, job: Path | None, call_s_max: float | None = None
+) -> Iterator[StoreClient | ShardedClient]:
     if bool(addresses) == (job is not None):
         raise SpecError("expected --address or --job, one of them: which store?")
     found = list(addresses or ()) if job is None else [str(path) for path in _of_job(job)]
-    store = connect(found, _RETRY_S)
-    assert isinstance(store, StoreClient | ShardedClient)
+    call_s_max = _CALL_S_MAX if call_s_max is None else call_s_max
+    store: StoreClient | ShardedClient = (
+        ShardedClient(found, _RETRY_S, call_s_max)
+        if len(found) > 1
+        else StoreClient(found[0], _RETRY_S, call_s_max)
+    )
     try:
         yield store
     finally:

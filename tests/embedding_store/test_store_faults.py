@@ -140,6 +140,31 @@ def test_a_client_that_stands_still_does_not_keep_it_from_ending(tmp_path, wait_
     store.close()
 
 
+#: Serves, and gets SIGTERM in a thread that is not the one that handles it, as when it comes just before a wait begins.
+SIGNALLED_ELSEWHERE = """
+import signal, sys, threading, time
+from pathlib import Path
+from cuckooflow.embedding_store.api import StoreConfig, TableConfig
+from cuckooflow.embedding_store.server import serve
+
+def terminate():
+    while not (Path(sys.argv[1]) / "address").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)  # the main thread waits by now
+    signal.raise_signal(signal.SIGTERM)
+
+threading.Thread(target=terminate).start()
+serve(StoreConfig((TableConfig("t", 2),)), Path(sys.argv[1]), checkpoint_interval_s=3600.0)
+"""
+
+
+@pytest.mark.fault
+def test_a_signal_that_does_not_wake_the_main_thread_is_noticed(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SIGNALLED_ELSEWHERE, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 0
+    assert EmbeddedStore.restore(tmp_path).marks("examples") == {}
+
+
 @pytest.mark.fault
 def test_a_process_that_hangs_is_given_up_by_name(tmp_path):
     """Stopped, not killed: connections stay, and nobody answers."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from cuckooflow.pipelines.store_commands import app
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).with_name("uv")
@@ -25,6 +29,18 @@ def run(*command: object, cwd: Path) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def test_every_command_by_hand_is_one() -> None:
+    """Its name, its options, and how many words it takes."""
+    (shell,) = re.findall(
+        r"^```sh\n(.*?)^```$", (ROOT / "embedding_store/README.md").read_text(), re.M | re.S
+    )
+    commands = typer.main.get_group(app)
+    lines = [shlex.split(line)[2:] for line in shell.splitlines() if line.startswith("cuckooflow store ")]
+    assert {words[0] for words in lines} == set(commands.commands)
+    for name, *words in lines:
+        commands.commands[name].make_context(name, words)
 
 
 @pytest.fixture(scope="module")

@@ -267,6 +267,7 @@ def test_reshard_and_go_on(run, folders, tmp_path):
 
 def test_failures_and_usage_errors(run, tmp_path, monkeypatch):
     monkeypatch.setattr(store_commands, "_RETRY_S", 0.1)
+    monkeypatch.setattr(store_commands, "_CALL_S_MAX", 0.5)
     file = tmp_path / "file"
     file.write_bytes(b"\xff\xfe")
     config = tmp_path / "config.json"
@@ -297,6 +298,8 @@ def test_failures_and_usage_errors(run, tmp_path, monkeypatch):
         (("verify", file), 1, "holds no store"),
         (("stats", "--address", file), 1, f"expected a store's address in {file}"),
         (("stats", "--address", "127.0.0.1:1"), 1, "did not answer 'stats'"),
+        (("stats", "--address", port), 1, "did not answer 'stats'"),  # connects, and hears nothing
+        (("get", "1", "--address", port, "--address", port), 1, "shard 0 of 2"),
         (("stats",), 2, "which store?"),
         (("stats", "--address", "nowhere"), 2, "host:port"),
         (("stats", "--address", "a:1", "--job", SPEC), 2, "one of them"),
