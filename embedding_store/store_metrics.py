@@ -107,13 +107,14 @@ class _StoreCollector(Collector):
             yield _gauge("checkpoint_age_seconds", "Since the newest checkpoint was written.", age_s)
         for name, meaning in (
             ("rows", "Rows held."),
-            ("bytes", "Bytes of rows, index and filter."),
+            ("bytes", "Bytes of all that the table keeps: rows, index, filter, backlog of deltas, a cut's images."),
             ("load_factor", "Rows over places in the index."),
             ("index_segments", "Segments of the index; it grows by one."),
             ("free_rows", "Rows of evicted ids, whose memory new ones take first."),
             ("filter_entries", "Ids that exact admission counts now."),
             ("journal_entries", "Touched rows that consumers of deltas have not acknowledged."),
-            ("tombstones", "Evicted ids that they have not acknowledged."),
+            ("tombstones", "Evicted ids that they, or the next checkpoint, have not taken."),
+            ("cut_bytes", "Bytes of rows as they were when a checkpoint began that is still being written."),
         ):
             family = GaugeMetricFamily(f"cuckooflow_store_table_{name}", meaning, labels=["table"])
             for table, of_table in stats["tables"].items():
