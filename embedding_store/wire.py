@@ -38,6 +38,8 @@ CALL_BYTES_MAX = 256 << 20
 #: message is then such that the array is taken as it lies; others are copied, or have a head to pad, see _padded.
 WHOLE_BYTES_MAX = (1 << 21) - 1
 _HEAD_KEY = b"head"
+#: Without them Arrow reads the environment at every call.
+_OPTIONS = pa.ipc.IpcWriteOptions()
 
 #: A record batch, or one with the head.
 Piece = Any | tuple[Any, bytes]
@@ -64,7 +66,7 @@ def whole(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> Any:
     flat = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values())
     schema = SCHEMA.with_metadata({_HEAD_KEY: write_head(head, arrays)})
     batches = [_batch(content) for content in flat if len(content)]
-    return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(schema, batches))
+    return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(schema, batches), _OPTIONS)
 
 
 def send(writer: Any, pieces: Iterable[Piece]) -> None:
