@@ -41,6 +41,7 @@ from cuckooflow.embedding_store.wire import (
     end,
     messages,
     receive,
+    receive_got,
     send,
     to_ticket,
 )
@@ -241,7 +242,7 @@ class StoreClient:
         options = flight.FlightCallOptions(timeout=self._call_s_max, headers=headers)
         if sum(array.nbytes for array in arrays.values()) <= GET_BYTES_MAX:
             reader = connection.do_get(flight.Ticket(to_ticket(verb, head, arrays)), options)
-            answer = receive(reader, ANSWER_BYTES_MAX)
+            answer = receive_got(reader, ANSWER_BYTES_MAX)
             end(reader)
             return answer
         writer, reader = connection.do_exchange(descriptor(verb), options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cuckooflow.embedding_store.store_metrics import StoreMetrics
 from cuckooflow.embedding_store.verbs import VERBS, Message
-from cuckooflow.embedding_store.wire import Piece, messages
+from cuckooflow.embedding_store.wire import Piece, messages, whole
 from cuckooflow.embedding_store.wire_errors import error_to_head
 from cuckooflow.embedding_store.wire_head import Array
 
@@ -53,6 +53,15 @@ class ServedCall:
     def sending(self, head: dict[str, Any], arrays: dict[str, Array]) -> Iterator[Piece]:
         """The pieces of its answer; once they are sent, the call's time is taken."""
         yield from messages(head, arrays)
+        self._sent(head, arrays)
+
+    def sent_whole(self, head: dict[str, Any], arrays: dict[str, Array]) -> Any:
+        """A small answer to a get, as Flight will send it; the call's time is taken up to here."""
+        answer = whole(head, arrays)
+        self._sent(head, arrays)
+        return answer
+
+    def _sent(self, head: dict[str, Any], arrays: dict[str, Array]) -> None:
         self._metrics.sent.inc(sum(array.nbytes for array in arrays.values()))
         seconds = time.perf_counter() - self._began
         self._of_verb.seconds.observe(seconds)

@@ -36,7 +36,15 @@ from cuckooflow.embedding_store.status_server import StatusServer
 from cuckooflow.embedding_store.store import EmbeddedStore, open_store
 from cuckooflow.embedding_store.store_metrics import StoreMetrics
 from cuckooflow.embedding_store.verbs import Message, perform
-from cuckooflow.embedding_store.wire import CALL_BYTES_MAX, SCHEMA, Piece, drain, from_ticket, receive, send
+from cuckooflow.embedding_store.wire import (
+    CALL_BYTES_MAX,
+    SCHEMA,
+    WHOLE_BYTES_MAX,
+    drain,
+    from_ticket,
+    receive,
+    send,
+)
 from cuckooflow.errors import CheckpointGivenUp, CuckooflowError, SpecError, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -96,19 +104,17 @@ class StoreServer(flight.FlightServerBase):
 
     def do_get(self, context: Any, ticket: Any) -> Any:
         """One small call: all of it in the ticket; its answer or its error."""
-        return flight.GeneratorStream(SCHEMA, self._got(context, ticket.ticket))
-
-    def _got(self, context: Any, ticket: bytes) -> Iterator[Piece]:
-        """Worked on when the first piece is asked for, by when the beginning of the stream is on its way."""
         call = ServedCall(self._metrics)
         try:
-            verb, head, arrays = from_ticket(ticket, self._limits.call_bytes_max)
+            verb, head, arrays = from_ticket(ticket.ticket, self._limits.call_bytes_max)
         except StoreError as error:
             answer = call.refused(error)
         else:
             call.names(verb)
             answer = self._answer(context, call, lambda: (head, arrays))
-        yield from call.sending(*answer)
+        if sum(array.nbytes for array in answer[1].values()) <= WHOLE_BYTES_MAX:
+            return call.sent_whole(*answer)
+        return flight.GeneratorStream(SCHEMA, call.sending(*answer))
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """One call: a verb, its message, its answer or its error."""

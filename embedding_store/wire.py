@@ -3,8 +3,9 @@
 A call is one Flight exchange, or, where it is small, one Flight get with all of the call in its ticket: that
 saves the messages by which a stream of calls begins and ends. The answer to either is a stream of record batches.
 Each carries a piece of one array as raw little-endian bytes, so arrays of any dtype share one stream and one
-schema. The head comes with the first of them, or alone where there are none. It says name, dtype and shape of each
-array in advance; the receiver checks the declared sizes against its bound before it reserves any memory.
+schema. The head comes with the first of them, or alone where there are none; the head of a small answer to a get comes
+with the schema, since Flight then sends all of it without coming back to Python. It says name, dtype and shape of
+each array in advance; the receiver checks the declared sizes against its bound before it reserves any memory.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ PIECE_BYTES = 8 << 20
 #: Bound of one call's arrays; a larger one is refused before memory is reserved for it.
 CALL_BYTES_MAX = 256 << 20
 
+#: An answer to a get of no more bytes than this has its head with the schema. Of an array of 16 KiB to so many the
+#: message is then such that the array is taken as it lies; others are copied, or have a head to pad, see _padded.
+WHOLE_BYTES_MAX = (1 << 21) - 1
+_HEAD_KEY = b"head"
+#: Without them Arrow reads the environment at every call.
+_OPTIONS = pa.ipc.IpcWriteOptions()
+
 #: A record batch, or one with the head.
 Piece = Any | tuple[Any, bytes]
 
@@ -51,6 +59,14 @@ def messages(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> Iterator[P
             first = None
     if first is not None:
         yield _batch(np.empty(0, np.uint8)), first
+
+
+def whole(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> Any:
+    """A small answer to a get, of :data:`WHOLE_BYTES_MAX` at most, as a Flight stream of its own."""
+    flat = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values())
+    schema = SCHEMA.with_metadata({_HEAD_KEY: write_head(head, arrays)})
+    batches = [_batch(content) for content in flat if len(content)]
+    return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(schema, batches), _OPTIONS)
 
 
 def send(writer: Any, pieces: Iterable[Piece]) -> None:
@@ -104,7 +120,23 @@ def receive(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Arra
         LimitExceeded: the arrays are declared to be larger than ``bytes_max``.
         StoreError: the stream is not of this form.
     """
-    head, declared, piece = _head(reader)
+    return _received(reader, bytes_max, *_head(reader))
+
+
+def receive_got(reader: Any, bytes_max: int) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The same of an answer to a get: what :func:`whole` or :func:`messages` gave."""
+    told = (reader.schema.metadata or {}).get(_HEAD_KEY)
+    if told is None:
+        return receive(reader, bytes_max)
+    if len(told) > HEAD_BYTES_MAX:
+        raise malformed("its head is too long")
+    return _received(reader, bytes_max, *read_head(told), None)
+
+
+def _received(
+    reader: Any, bytes_max: int, head: dict[str, Any], declared: tuple[Declared, ...], piece: Any
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """``piece``: the first one, where it came already."""
     arrays: dict[str, Array] = {}
     _check_total(sum(of.nbytes for of in declared), bytes_max)
     for of in declared:

@@ -44,8 +44,8 @@ class Declared(NamedTuple):
 
 def write_head(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
     """The head of a message with these arrays."""
-    declared = _declaration(tuple((name, array.dtype.name, array.shape) for name, array in arrays.items()))
-    return f"{_encode(head)[:-1]}{',' if head else ''}{declared}}}".encode()
+    declared = _declaration(tuple((name, array.dtype, array.shape) for name, array in arrays.items()))
+    return f"{_encode(head)[:-1]},{declared}}}".encode() if head else f"{{{declared}}}".encode()
 
 
 def read_head(text: bytes) -> tuple[dict[str, Any], tuple[Declared, ...]]:
@@ -64,8 +64,8 @@ def malformed(why: str) -> StoreError:
 
 
 @functools.lru_cache(_KEPT)
-def _declaration(arrays: tuple[tuple[str, str, tuple[int, ...]], ...]) -> str:
-    return f'"arrays":{_encode(arrays)}'
+def _declaration(arrays: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> str:
+    return f'"arrays":{_encode([(name, dtype.name, shape) for name, dtype, shape in arrays])}'
 
 
 def _read(text: bytes) -> tuple[dict[str, Any], tuple[Declared, ...]]:

@@ -14,7 +14,15 @@ from cuckooflow.embedding_store.client import GET_BYTES_MAX, StoreClient
 from cuckooflow.embedding_store.server import StoreServer
 from cuckooflow.embedding_store.server_limits import ServerLimits
 from cuckooflow.embedding_store.store import EmbeddedStore
-from cuckooflow.embedding_store.wire import PIECE_BYTES, from_ticket, messages, receive, to_ticket
+from cuckooflow.embedding_store.wire import (
+    PIECE_BYTES,
+    WHOLE_BYTES_MAX,
+    from_ticket,
+    messages,
+    receive,
+    receive_got,
+    to_ticket,
+)
 from cuckooflow.errors import LimitExceeded, StoreError, StoreOverloaded
 
 DIM = 8
@@ -112,15 +120,10 @@ def test_malformed_tickets_are_answered_by_name(ticket, says):
     server = StoreServer(EmbeddedStore(CONFIG), "127.0.0.1:0")
     try:
         with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as raw:
-            head = raw.do_get(flight.Ticket(ticket)).read_chunk().app_metadata.to_pybytes().decode()
-            assert says in head
+            assert says in receive_got(raw.do_get(flight.Ticket(ticket)), 0)[0]["message"]
             # It serves on.
-            assert (
-                b'"marks":{}'
-                in raw.do_get(flight.Ticket(to_ticket("marks", {"log": "x"}, {})))
-                .read_chunk()
-                .app_metadata.to_pybytes()
-            )
+            marks = raw.do_get(flight.Ticket(to_ticket("marks", {"log": "x"}, {})))
+            assert receive_got(marks, 0)[0] == {"marks": {}}
     finally:
         server.shutdown()
 
@@ -139,7 +142,7 @@ def test_small_and_large_calls_are_answered_alike(rng):
     server = StoreServer(store, "127.0.0.1:0", ServerLimits(lookup_threads=3))
     client = StoreClient(f"127.0.0.1:{server.port}")
     try:
-        for n in (0, 1, 2_047, 2_048, 2_049, GET_BYTES_MAX // 8, GET_BYTES_MAX // 8 + 1, 100_000):
+        for n in (0, 1, 2_047, 2_048, 2_049, 20_000, GET_BYTES_MAX // 8, GET_BYTES_MAX // 8 + 1, 100_000):
             ids = rng.integers(0, 2**64, n, np.uint64)
             rows = client.lookup({"t": ids})["t"]
             assert rows.shape == (n, DIM)
@@ -168,4 +171,26 @@ def test_limits_hold_for_either_way():
             client._call("no such verb")
     finally:
         client.close()
+        server.shutdown()
+
+
+def test_answers_to_a_get_about_the_size_from_which_they_come_in_pieces(rng):
+    """Of a table whose rows are so large that its calls are small all the same."""
+    config = StoreConfig((TableConfig("t", dim=256, init_stddev=0.5),))
+    server = StoreServer(EmbeddedStore(config), "127.0.0.1:0")
+    try:
+        with flight.FlightClient(f"grpc://127.0.0.1:{server.port}") as raw:
+            for n in (16, 17, 2_047, 2_048, 2_049, 9_000):
+                ids = rng.integers(0, 2**64, n, np.uint64)
+                got = raw.do_get(flight.Ticket(to_ticket("lookup", {}, {'["ids","t"]': ids})))
+                assert (b"head" in (got.schema.metadata or {})) == (1024 * n <= WHOLE_BYTES_MAX)
+                head, answer = receive_got(got, 1024 * n)
+                assert head == {} and list(answer) == ['["rows","t"]']
+                rows = answer['["rows","t"]']
+                np.testing.assert_array_equal(rows, EmbeddedStore(config).lookup({"t": ids})["t"])
+                assert rows.flags.aligned
+                with pytest.raises(LimitExceeded):
+                    ticket = flight.Ticket(to_ticket("lookup", {}, {'["ids","t"]': ids}))
+                    receive_got(raw.do_get(ticket), 1024 * n - 1)
+    finally:
         server.shutdown()
