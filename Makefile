@@ -27,10 +27,11 @@ demo: $(STAMP)
 	$(BIN)/cuckooflow demo
 
 test: $(STAMP) prism cluster-setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not deep"
 
+# Every fault, and whatever else takes minutes on a real Flink.
 test-faults: $(STAMP) cluster-setup
-	$(BIN)/python -m pytest -m fault
+	$(BIN)/python -m pytest -m "fault or deep"
 
 # Property tests with new random examples; a failure prints how to have it again.
 explore: $(STAMP)

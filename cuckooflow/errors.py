@@ -76,6 +76,11 @@ class ChainOverflow(CuckooflowError):
     """More elements came out of order than a shard may hold back. Raise the bound or find the gap."""
 
 
+class StateDoesNotFit(CuckooflowError):
+    """A resumed join declares a column's type so that values in its state do not fit it. Declare the old type, or a
+    wider one, and go on from the same savepoint."""
+
+
 class ChainBroken(CuckooflowError):
     """An element contradicts what the shard heard before. A job has one source, with fixed partitions."""
 

@@ -118,7 +118,9 @@ class ConfluentSource:
         if not left:
             return found
         try:
-            ends = self._admin.ends(left, wait_s=wait_s)
+            latest = self._admin.ends(left, committed=False, wait_s=wait_s)
+            there = [partition for partition in left if latest[partition] > offsets[partition]]
+            ends = latest if not there else latest | self._admin.ends(there, wait_s=wait_s)
         except LogUnavailable:
             if wait_s <= 0:
                 return found
@@ -127,7 +129,7 @@ class ConfluentSource:
             offset, end = offsets[partition], ends[partition]
             if offset >= end:
                 self._check_range(partition, offset, end)
-                found[partition] = _empty(partition, offset)
+                found[partition] = _empty(partition, offset, held_back=latest[partition] > offset)
             elif wait_s > 0:
                 self._place(partition, offset)
                 found[partition] = self._awaited(partition, offset, end, wait_s)
@@ -270,5 +272,5 @@ def _nothing() -> tuple[Any, Any, pa.BinaryArray]:
     return np.empty(0, np.int64), np.empty(0, np.int64), pa.array([], pa.binary())
 
 
-def _empty(partition: int, offset: int) -> MessageBatch:
-    return MessageBatch(partition, *_nothing(), offset)
+def _empty(partition: int, offset: int, held_back: bool) -> MessageBatch:
+    return MessageBatch(partition, *_nothing(), offset, held_back)

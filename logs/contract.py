@@ -47,6 +47,8 @@ class MessageBatch:
         append_us: (n,) int64, when each message was appended, microseconds since the epoch, UTC.
         values: (n,) pa.BinaryArray; a null is a tombstone.
         next_offset: where the next read begins; past the last offset here, holes included.
+        held_back: of an empty batch: messages follow that may not be read yet, as a transaction is open. Such a
+            partition has been read as far as it goes, and yet is not at its end.
     """
 
     partition: int
@@ -54,6 +56,7 @@ class MessageBatch:
     append_us: npt.NDArray[np.int64]
     values: pa.BinaryArray
     next_offset: int
+    held_back: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import kafka.errors as kafka_errors
@@ -150,10 +151,8 @@ class PythonSource:
                 if len(offsets) > 1:
                     return None  # others took the answer's room
                 # All that was there has been deleted, by compaction for example: a hole up to the end.
-                return MessageBatch(
-                    partition, batch.offsets, batch.append_us, batch.values, answer.last_stable_offset
-                )
-            return batch
+                return replace(batch, next_offset=answer.last_stable_offset)
+            return replace(batch, held_back=not len(records) and answer.high_watermark > offset)
 
         found = self._ask(offsets, ask, lambda answer: answer.responses, take, wait_s)
         return {partition: batch for partition, batch in found.items() if batch is not None}

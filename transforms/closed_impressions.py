@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cuckooflow.errors import StateDoesNotFit
 from cuckooflow.transforms.hash_index import HashIndex
 from cuckooflow.transforms.slot_table import Slots, SlotTable
 
@@ -134,7 +135,11 @@ class ClosedBucket:
 
     @classmethod
     def load(cls, schema: pa.Schema, content: Sequence[pa.RecordBatch]) -> ClosedBucket | None:
-        """From cell content; None where the cell was not sealed. Rows that came after are left out."""
+        """From cell content; None where the cell was not sealed. Rows that came after are left out.
+
+        Raises:
+            StateDoesNotFit: a column's type was changed since, and a value is not of the new one.
+        """
         kinds = [(batch.schema.metadata or {}).get(KIND) for batch in content]
         if SEALED not in kinds:
             return None
@@ -142,12 +147,23 @@ class ClosedBucket:
         bucket.sealed = True
         for kind, batch in zip(kinds, content, strict=True):
             if kind == SEALED:
-                features = fit(batch, schema)
+                try:
+                    features = fit(batch, schema)
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as fault:
+                    raise does_not_fit(str(fault)) from fault
                 state = {name: batch.column(f"state{name}").to_numpy(zero_copy_only=False) for name in _STATE}
                 bucket.add(features, state, np.empty(0, np.int64), np.empty(0, np.uint64))
             elif kind == NOTES:
                 bucket.mark(*(batch.column(n).to_numpy() for n in ("_slot", "_action", "_bits")))
         return bucket
+
+
+def does_not_fit(fault: str) -> StateDoesNotFit:
+    """The error for state in which a value is not of its column's type."""
+    return StateDoesNotFit(
+        f"expected every value in the join's state to be of the type that its column now has, received one that "
+        f"is not: {fault}; declare the column as it was, or wider, and go on from the same savepoint"
+    )
 
 
 def fit(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

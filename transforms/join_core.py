@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.transforms import join_outputs
+from cuckooflow.transforms.closed_impressions import does_not_fit
 from cuckooflow.transforms.in_band import END_TIME_US, IMPRESSIONS, NO_TIME_US
 from cuckooflow.transforms.join_intake import POSITION, JoinIntake
 from cuckooflow.transforms.join_outputs import JoinCounts, dead_rows
@@ -294,6 +295,9 @@ class JoinCore(JoinIntake):
             clock_us: up to which windows were closed.
             released_us: up to which late actions were looked up.
             counts: as they stood.
+
+        Raises:
+            StateDoesNotFit: a column's type was changed since, and a value in state is not of the new one.
         """
         loose: list[tuple[int, pa.RecordBatch]] = []
         for number, content in self._cells.everything():
@@ -302,6 +306,7 @@ class JoinCore(JoinIntake):
             loose += self._cells.rows(content)
         for sequence, batch in _by_element(loose):
             self.accept(batch, sequence, journal=False)
+        self._check_fits()
         if clock_us != NO_TIME_US:
             self._close(clock_us)
             self._drop_decided()
@@ -311,6 +316,13 @@ class JoinCore(JoinIntake):
         self.take()
         self.counts = counts
         self._closed.evict()
+
+    def _check_fits(self) -> None:
+        """Nothing that was accepted may be refused now: it would be lost, or told and counted at each rebuild."""
+        for letters in self._out.dead:
+            for letter in letters.to_pylist():
+                if letter["reason"] == join_outputs.SCHEMA_MISMATCH:
+                    raise does_not_fit(letter["detail"])
 
     def _drop_decided(self) -> None:
         """After a rebuild: release the actions that were decided when their impression closed."""

@@ -287,7 +287,10 @@ class PollCore:
             batch = batch.until(now.stop_offset)
         now.at_end = batch.next_offset == now.next_offset
         if now.at_end:
-            self._note_idle(now, now_us)
+            if batch.held_back:  # something is there, only not to be read yet
+                now.idle_since_us = None
+            else:
+                self._note_idle(now, now_us)
             return None, None, 0, 0
         now.idle_since_us = None
         now.next_offset = batch.next_offset

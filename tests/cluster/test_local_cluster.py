@@ -53,6 +53,8 @@ def test_up_again_starts_nothing(flink: LocalCluster) -> None:
     assert states(flink) == dict.fromkeys(ALL_PARTS, "up")
 
 
+@pytest.mark.fault
+@pytest.mark.deep
 def test_killed_parts_are_seen_and_come_back_where_and_as_they_were(
     tmp_path: Path, own: LocalCluster
 ) -> None:

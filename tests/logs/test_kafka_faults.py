@@ -14,7 +14,7 @@ from cuckooflow.errors import LogUnavailable
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.runners.cluster import LocalCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.fault]
+pytestmark = [pytest.mark.cluster, pytest.mark.fault, pytest.mark.deep]
 LIBRARIES = ("kafka-python", "confluent-kafka")
 NOW_US = 1_767_225_600_123_000
 

@@ -84,6 +84,8 @@ def test_only_committed_messages_are_seen_and_markers_are_holes(library: str, to
     assert writer.append(0, [b"plain"], NOW_US) == 8
     writer.close()
     assert reader.read(0, 5).offsets.tolist() == [8]
+    at_end = reader.read(0, 9)
+    assert (len(at_end), at_end.held_back) == (0, False)
 
 
 def test_what_an_open_transaction_holds_back_is_not_there_yet(library: str, topic) -> None:
@@ -96,7 +98,8 @@ def test_what_an_open_transaction_holds_back_is_not_there_yet(library: str, topi
     writer.close()
     assert reader.end_offset(0) == 1
     assert reader.read(0, 0).values.to_pylist() == [b"before"]
-    assert len(reader.read(0, 1)) == 0
+    held = reader.read(0, 1)
+    assert (len(held), held.next_offset, held.held_back) == (0, 1, True)
     with pytest.raises(OffsetOutOfRange):
         reader.read(0, 9)
 

@@ -1,9 +1,7 @@
-"""The join on a real Flink with workers from a wheel: exact, stopped, rescaled, resumed, and without its JobManager."""
+"""The join on a real Flink with workers from a wheel: exact, stopped, rescaled and resumed."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from cuckooflow.runners.cluster import LocalCluster
 from cuckooflow.runners.flink_rest import FlinkRest
 from cuckooflow.transforms.balances import imbalances, totals
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.deep, pytest.mark.timeout(600)]
 
 START_MS = 1_767_225_600_000
 DAY_MS = 86_400_000
@@ -122,32 +120,6 @@ def test_live_then_stopped_then_resumed_at_another_parallelism(
         return sums["join"]["impressions"] == len(join.events[0]) + 4 and not imbalances(sums)
 
     wait_for(balanced, "the balances")
-
-
-@pytest.mark.fault
-def test_kill_9_of_the_jobmanager_then_resume_by_command(
-    join: Join, flink: LocalCluster, wait_for: Callable[..., None]
-) -> None:
-    spec = join.films.spec
-    join.append(seed=1, first=0)
-    join.command("run", "join", spec, "--runner", "flink", "--detach", "--checkpointing_interval=1000")
-    job = join.rest.job(join.name)
-    wait_for(lambda: join.films.labels() == joined_by_duckdb(join.events), "the first events joined", BOUND_S)
-    newest = join.rest.newest_checkpoint(job.id)
-    assert newest is not None
-    wait_for(lambda: join.rest.newest_checkpoint(job.id).completed_ms > newest.completed_ms, "one more")
-
-    os.kill(flink.pid("jobmanager"), signal.SIGKILL)
-    wait_for(lambda: flink.status()[1].state == "dead", "the JobManager is missed")
-    join.append(seed=2, first=A_DAY_OF_REQUESTS)
-    flink.start("jobmanager")
-    flink.up()  # the TaskManager has found it again
-    assert [one for one in join.rest.jobs() if one.id == job.id] == []
-
-    said = join.command("job", "resume", "join", spec, "--detach")
-    assert f"/{job.id}/chk-" in said
-    expected = joined_by_duckdb(join.events)
-    wait_for(lambda: join.films.labels() == expected, "every event joined", BOUND_S)
 
 
 def test_a_job_of_another_build_is_refused_at_once(

@@ -230,6 +230,7 @@ def test_logs_by_hand_on_a_topic(cli, kafka: str) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.deep
 @pytest.mark.usefixtures("kafka")  # which says why, where there is no broker to be had
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_nothing_closes_early_while_the_broker_is_away(

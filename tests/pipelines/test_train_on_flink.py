@@ -14,7 +14,7 @@ import pytest
 from cuckooflow.models.snapshots import list_manifests
 from cuckooflow.runners.cluster import LocalCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.deep, pytest.mark.timeout(600)]
 
 #: For a job until its first rows: Flink, a worker process and TensorFlow's import on a busy machine.
 BOUND_S = 180

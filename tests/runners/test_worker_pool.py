@@ -5,7 +5,7 @@ The runner's side is a provision service that says which build the job is of; th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,13 @@ def end(pool: WorkerPool, worker: str) -> None:
     pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id=worker), None)
 
 
-def test_a_worker_gets_the_options_of_its_job(pool: WorkerPool, runner: str) -> None:
+def test_a_worker_gets_the_options_of_its_job(
+    pool: WorkerPool, runner: str, wait_for: Callable[..., None]
+) -> None:
     assert ask(pool, runner, "1-1") == ""
     (pid,) = pool.pids("1-1")
+    # In the middle of its exec a process shows no environment.
+    wait_for(lambda: environment(pid), "the worker's environment", 10)
     told = environment(pid)
     assert told["WORKER_ID"] == "1-1"
     assert '"beam:option:max_cache_memory_usage_mb:v1": "7"' in told["PIPELINE_OPTIONS"]

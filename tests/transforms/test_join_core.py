@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cuckooflow.errors import StateDoesNotFit
 from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS, NO_TIME_US
 from cuckooflow.transforms.in_band_clock import InBandClock
 from cuckooflow.transforms.join_core import JoinCore
@@ -472,6 +473,56 @@ def test_a_row_that_does_not_fit_the_columns_is_a_dead_letter_and_the_others_go_
     shard.feed(feed.end()[0])
     assert [r["n"] for b in shard.outputs.examples for r in b.to_pylist()] == [5]
     assert [r["reason"] for b in shard.outputs.dead for r in b.to_pylist()] == ["schema_mismatch"]
+
+
+def rebuilt_with(shard: Shard, impressions: pa.Schema, actions: pa.Schema) -> JoinCore:
+    """A core of other columns, from the state of a shard."""
+    ring = CellRing(shard.bags, shard.overflow, shard.schema.options.bucket_us)
+    ring.resume(shard.ring.save())
+    core = new_core(ExamplesSchema(shard.schema.options, impressions, actions), ring)
+    counts = JoinCounts(**shard.core.counts.to_dict())
+    core.rebuild(shard.clock.clock_us(), shard.core.released_us, counts)
+    return core
+
+
+#: Under which a bucket is sealed at 90 and still asked for.
+LONG = replace(OPTIONS, late_horizon_us=100)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_columns_added_widened_and_removed_since_the_state_was_written(closed: bool):
+    shard = Shard(LONG)
+    feed = new_feed(max_skew_us=SKEW_US)
+    shard.feed(feed.poll([{**impression(0), "feature": [1, 2]}, action(3)])[0])
+    if closed:
+        shard.feed(feed.advance(90)[0])
+        assert len(shard.outputs.examples) == 1
+    wider = ("feature", pa.list_(pa.float64()))
+    columns = pa.schema([*IMPRESSION_COLUMNS.remove(2), wider, ("added", pa.string())])
+    shard.core = rebuilt_with(shard, columns, ACTION_COLUMNS)
+    assert shard.core.impressions_waiting == int(not closed)
+    if closed:
+        shard.feed(feed.poll([action(4, "like")])[0])
+    shard.feed(feed.advance(91)[0])
+    out = shard.outputs.late if closed else shard.outputs.examples
+    (row,) = (row for batch in out for row in batch.to_pylist())
+    assert row["feature"] == [1.0, 2.0] and row["added"] is None
+    shard.core = rebuilt_with(shard, IMPRESSION_COLUMNS.remove(2), ACTION_COLUMNS)
+    shard.feed(feed.poll([action(5, "like")])[0])
+    shard.feed(feed.advance(92)[0])
+    assert "feature" not in shard.outputs.late[-1].schema.names
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_state_that_does_not_fit_a_changed_column_is_refused_and_not_dropped(closed: bool):
+    shard = Shard(LONG)
+    feed = new_feed(max_skew_us=SKEW_US)
+    shard.feed(feed.poll([{**impression(0), "feature": [1, 2]}])[0])
+    if closed:
+        shard.feed(feed.advance(90)[0])
+    narrow = pa.schema([*IMPRESSION_COLUMNS.remove(2), ("feature", pa.int64())])
+    with pytest.raises(StateDoesNotFit, match="go on from the same savepoint"):
+        rebuilt_with(shard, narrow, ACTION_COLUMNS)
 
 
 def test_rows_ahead_of_the_ring_wait_in_the_overflow_and_come_to_their_cells():

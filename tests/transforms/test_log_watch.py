@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ class Broker(LocalLogReader):
         super().__init__(path)
         self.shown = shown
         self.away = False
+        self.holds_back = False
         self.asked = 0
 
     def partitions(self) -> Sequence[int]:
@@ -39,7 +41,8 @@ class Broker(LocalLogReader):
         self.asked += 1
         if self.away:
             raise LogUnavailable("no broker answers")
-        return super().read(partition, offset, max_messages, max_bytes)
+        batch = super().read(partition, offset, max_messages, max_bytes)
+        return replace(batch, held_back=self.holds_back and not len(batch))
 
     def start_offset(self, partition: int) -> int:
         if self.away:
@@ -115,6 +118,26 @@ def test_a_log_that_is_away_holds_the_clock_and_stops_nobody(tmp_path: Path) -> 
     shard.hear(core, now + 66 * S)
     assert shard.clock.clock_us() == (T0 + 70) * S
     assert shard.clocks == sorted(shard.clocks)
+
+
+def test_what_an_open_transaction_holds_back_is_no_idleness(tmp_path: Path) -> None:
+    logs, shard = Logs(tmp_path, impressions=1), Shard()
+    core = logs.core(PollOptions(num_shards=1, max_skew_us=0, live=True, idle_after_us=5 * S))
+    for log in (IMPRESSIONS, ACTIONS):
+        logs.append(log, 0, 10)
+    now = (T0 + 500) * S
+    logs.impressions.holds_back = True
+    for n in range(60):
+        shard.hear(core, now + n * S)
+        assert shard.clock.clock_us() == (T0 + 10) * S
+    logs.append(IMPRESSIONS, 0, 70)  # as when it is committed: not late
+    shard.hear(core, now + 60 * S)
+    assert shard.rows[-1]["_wm"] == (T0 + 10) * S
+    logs.impressions.holds_back = False
+    for n in (61, 65, 66):
+        assert shard.clock.clock_us() == (T0 + 70) * S
+        shard.hear(core, now + n * S)
+    assert shard.clock.clock_us() == now + 66 * S
 
 
 def test_a_log_that_stays_away_is_an_error_past_the_bound(tmp_path: Path) -> None:
