@@ -21,7 +21,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from cuckooflow.transforms.coders import Keyed
-from cuckooflow.transforms.metric_names import counter
+from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     BALANCES,
     DEAD,

@@ -14,12 +14,9 @@ shard: a shard's figures travel with its balance to the one task that sums them
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
-
-from apache_beam.metrics import Metrics
+from typing import Literal
 
 NAMESPACE = "cuckooflow"
 #: What stands in the name of a family's member.
@@ -177,36 +174,15 @@ _OF_BALANCES = (
     Metric("join_elements_held", "gauge", "elements", "that wait for one before them"),
     Metric("join_late_queued", "gauge", "rows", "late actions that wait for the next tick"),
     Metric(
-        "join_hot_bytes", "gauge", "bytes", "closed impressions in memory, all shards; `join.cache` bounds it"
+        "join_hot_bytes",
+        "gauge",
+        "bytes",
+        "closed impressions in memory, all shards; `join.cache_bytes` a shard",
     ),
 )
 
 #: All of them.
 METRICS: tuple[Metric, ...] = (*_OF_SOURCE, *_OF_JOIN, *_OF_SINKS, *_OF_BALANCES)
-
-
-@cache
-def counter(name: str) -> Any:
-    """The Beam counter of this name."""
-    return Metrics.counter(NAMESPACE, name)
-
-
-@cache
-def gauge(name: str) -> Any:
-    """The Beam gauge of this name."""
-    return Metrics.gauge(NAMESPACE, name)
-
-
-def count(counted: Mapping[str, int]) -> None:
-    """Add to counters, name -> by how much; within a bundle. By 0 too: a counter should be there before it moves."""
-    for name, by in counted.items():
-        counter(name).inc(by)
-
-
-def show(figures: Mapping[str, int]) -> None:
-    """Set gauges, name -> value; within a bundle."""
-    for name, value in figures.items():
-        gauge(name).set(value)
 
 
 def known(name: str, metrics: Iterable[Metric] = METRICS) -> Metric | None:

@@ -39,7 +39,7 @@ from cuckooflow.transforms.join_options import STATE_CELLS, JoinOptions
 from cuckooflow.transforms.join_outputs import ExamplesSchema
 from cuckooflow.transforms.join_shard import JoinShard, ShardOutputs
 from cuckooflow.transforms.join_state import HOT_TIER, Bag, CellRing, ShardMeta
-from cuckooflow.transforms.metric_names import count, counter
+from cuckooflow.transforms.metrics import count, counter
 
 EXAMPLES = "examples"
 LATE = "late"

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import apache_beam as beam
 import pyarrow as pa
 
-from cuckooflow.transforms.metric_names import count, show
+from cuckooflow.transforms.metrics import count, show
 
 #: The tags of a source's further outputs.
 DEAD, BALANCES = "dead", "balances"

@@ -16,7 +16,7 @@ from apache_beam.coders import BytesCoder
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from cuckooflow.transforms.balances import balance_figures, balance_records
-from cuckooflow.transforms.metric_names import counter, show
+from cuckooflow.transforms.metrics import counter, show
 
 
 class ShowBalances(beam.PTransform):

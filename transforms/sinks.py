@@ -25,7 +25,7 @@ from cuckooflow.logs.shared_writers import acquire_writer, release_writer
 from cuckooflow.transforms.batch_bytes import encode_batch
 from cuckooflow.transforms.dead_letters import DEAD_LETTER_SCHEMA, letters_by_reason, to_json_lines
 from cuckooflow.transforms.front_ends import wall_clock_us
-from cuckooflow.transforms.metric_names import count
+from cuckooflow.transforms.metrics import count
 
 #: A message of examples past this size is split into several, between rows; default 4 MiB.
 _MESSAGE_BYTES = 4 << 20

@@ -15,7 +15,7 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.utils.timestamp import Duration
 
-from cuckooflow.transforms.metric_names import counter
+from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     DONE,
     NEW,

@@ -24,7 +24,7 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse, RebaseMode
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 
-from cuckooflow.transforms.metric_names import counter
+from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     DONE,
     NEW,
