@@ -102,6 +102,33 @@ def archive(
     archive_examples(load_spec(spec_file), folder_of(out), days[0], days[1], open_days, tell)
 
 
+@app.command()
+def compare(spec_file: SpecFile, out: Out) -> None:
+    """Compare the job's examples log with a backfill's days, row for row; exit 1 where a row differs."""
+    from cuckooflow.pipelines.backfill.compare import compare_days
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    rows, wrong = 0, False
+    for found in compare_days(load_spec(spec_file), folder_of(out)):
+        rows, wrong = rows + found.rows, wrong or not found.same
+        say = (
+            "same rows"
+            if found.same
+            else (
+                f"only in the stream {found.only_stream:,}, only in the backfill {found.only_backfill:,}, "
+                f"different {found.different:,}"
+            )
+        )
+        print(
+            f"{found.day}: {found.rows:,} equal, {say}; {found.left_open:,} not compared, their windows are open"
+        )
+        for line in found.shown:
+            print(f"  {line}")
+    if wrong:
+        raise typer.Exit(1)
+    print(f"same rows: {rows:,}")
+
+
 def tell(line: str) -> None:
     """Show a line of progress at once."""
     print(f"backfill: {line}", flush=True)

@@ -1,4 +1,4 @@
-"""``cuckooflow cluster up | status | down | fetch``: the local cluster by hand."""
+"""``cuckooflow cluster up | status | address | down | fetch``: the local cluster by hand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cuckooflow.errors import SpecError
 from cuckooflow.runners.cluster import ALL_PARTS, DEFAULT_FOLDER, ClusterOptions, LocalCluster, PartStatus
 
 app = typer.Typer(no_args_is_help=True, help="Kafka, Flink, job server and workers on this machine.")
@@ -63,6 +64,19 @@ def status(
         _show(parts)
     if any(part.state in ("dead", "silent") for part in parts):
         raise typer.Exit(1)
+
+
+@app.command()
+def address(
+    part: Annotated[str, typer.Argument(help="such as kafka")], folder: Folder = DEFAULT_FOLDER
+) -> None:
+    """Print where a part that was started is reached, for scripts."""
+    found = {one.name: one.address for one in LocalCluster(folder).status()}.get(part)
+    if found is None:
+        raise SpecError(
+            f"expected one of {_EVERY} that was started, received {part}; see cuckooflow cluster status"
+        )
+    print(found)
 
 
 @app.command()

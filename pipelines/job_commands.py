@@ -1,7 +1,8 @@
-"""``cuckooflow job list | savepoint | stop | resume``: jobs on Flink, through its REST."""
+"""``cuckooflow job list | status | savepoint | stop | resume``: jobs on Flink, through its REST."""
 
 from __future__ import annotations
 
+import json
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +16,7 @@ from cuckooflow.pipelines.cluster_commands import LINE_CHARS
 from cuckooflow.runners.cluster import DEFAULT_FOLDER, LocalCluster
 from cuckooflow.runners.flink_rest import Checkpoint, FlinkJob, FlinkRest, find_flink
 
-app = typer.Typer(no_args_is_help=True, help="Jobs on Flink: list, savepoint, stop, resume.")
+app = typer.Typer(no_args_is_help=True, help="Jobs on Flink: list, status, savepoint, stop, resume.")
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="Flink's id of the job, or its name")]
 Rest = Annotated[
@@ -41,6 +42,25 @@ def list_command(cluster: Cluster = DEFAULT_FOLDER, flink_rest: Rest = None) -> 
     for job in rest.jobs():
         table.add_row(*_row(job, rest.newest_checkpoint(job.id)))
     Console(width=LINE_CHARS, highlight=False).print(table)
+
+
+@app.command()
+def status(
+    job: JobName,
+    as_json: Annotated[bool, typer.Option("--json", help="one line, with every metric by name")] = False,
+    cluster: Cluster = DEFAULT_FOLDER,
+    flink_rest: Rest = None,
+) -> None:
+    """Show how a job does: state, checkpoints, lag, balances. Exit 1 where a task of it does not run."""
+    from cuckooflow.pipelines.job_status import print_status, read_status
+
+    found = read_status(_client(cluster, flink_rest), job)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        print_status(found, Console(width=LINE_CHARS, highlight=False))
+    if not found.at_work:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``cuckooflow log create | append | read``: logs by hand, local ones and topics."""
+"""``cuckooflow log create | produce | append | read``: logs by hand, local ones and topics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 from itertools import chain, islice
+from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from cuckooflow.errors import SpecError
 from cuckooflow.logs.address import LocalAddress, LogAddress, to_address
 from cuckooflow.logs.contract import LogReader
 
-app = typer.Typer(no_args_is_help=True, help="Logs by hand: create, append, read.")
+app = typer.Typer(no_args_is_help=True, help="Logs by hand: create, produce, append, read.")
 
 LogPlace = Annotated[
     str, typer.Argument(metavar="LOG", help="a folder, or kafka://host:port/topic?client.NAME=VALUE")
@@ -46,6 +47,38 @@ def create(
     elif address.partitions == 1:
         address = address.model_copy(update={"partitions": partitions})
     address.create(encoding.value).close()
+
+
+@app.command()
+def produce(
+    spec_file: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")],
+    impressions: Annotated[
+        Path | None, typer.Option(help="file of impressions: .parquet, .csv or .jsonl, compressed or not")
+    ] = None,
+    actions: Annotated[Path | None, typer.Option(help="file of actions")] = None,
+    action: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ACTION=COLUMN[+DELAY]",
+            help="make an action of each impression whose column is not 0, so long after it: a number or a column",
+        ),
+    ] = None,
+    skip: Annotated[int, typer.Option(min=0, help="impressions to leave out at the beginning")] = 0,
+    rows: Annotated[int | None, typer.Option(min=1, help="impressions to take; default: all")] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=1e-6, help="event time per wall second, such as 60; default: at once")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=1, help="events a second at most")] = None,
+) -> None:
+    """Append rows of files to both logs of a job, by event time, as its messages; logs are created."""
+    from cuckooflow.pipelines.produce import ActionRule, ProduceRequest
+    from cuckooflow.pipelines.produce import produce as produce_events
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    rules = tuple(ActionRule.parse(text) for text in action or ())
+    request = ProduceRequest(impressions, actions, rules, skip, rows, speed, rate)
+    for log, count in produce_events(load_spec(spec_file), request, print).items():
+        print(f"{log}: {count:,} messages appended")
 
 
 @app.command()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
@@ -124,3 +126,53 @@ def flink(local_cluster: LocalCluster) -> LocalCluster:
     """The session's cluster with every part up. Use job names of your own, and leave no job behind."""
     local_cluster.up()
     return local_cluster
+
+
+class Sample(NamedTuple):
+    """A value as Prometheus keeps it."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+@pytest.fixture(scope="session")
+def scraped() -> Callable[[str], list[Sample]]:
+    """What a Prometheus with runners/deploy/prometheus.yaml makes of a page in its text format."""
+    config = yaml.safe_load((ROOT / "runners" / "deploy" / "prometheus.yaml").read_text())
+    (scrape,) = config["scrape_configs"]
+    rules = scrape["metric_relabel_configs"]
+
+    def relabelled(labels: dict[str, str]) -> dict[str, str]:
+        for rule in rules:
+            if rule.get("action") == "labeldrop":
+                labels = {name: v for name, v in labels.items() if not re.fullmatch(rule["regex"], name)}
+                continue
+            source = ";".join(labels.get(name, "") for name in rule["source_labels"])
+            match = re.fullmatch(rule["regex"], source)
+            if match:
+                template = rule.get("replacement", "${1}")
+                value = re.sub(r"\$\{(\d+)\}", lambda group, m=match: m[int(group[1])], template)
+                labels = {**labels, rule["target_label"]: value}
+        return labels
+
+    def scrape_page(page: str) -> list[Sample]:
+        samples = []
+        for line in page.splitlines():
+            found = re.fullmatch(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)", line)
+            if found is None or line.startswith("#"):
+                continue
+            labels = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', found[2] or ""))
+            labels = relabelled({"__name__": found[1], **labels})
+            samples.append(Sample(labels.pop("__name__"), labels, float(found[3])))
+        return samples
+
+    return scrape_page
+
+
+@pytest.fixture(scope="session")
+def alert_metrics() -> dict[str, set[str]]:
+    """Alert -> the metrics that its expression names."""
+    groups = yaml.safe_load((ROOT / "runners" / "deploy" / "alerts.yaml").read_text())["groups"]
+    name = re.compile(r"\b(?:cuckooflow|flink)_\w+")
+    return {rule["alert"]: set(name.findall(rule["expr"])) for group in groups for rule in group["rules"]}

@@ -1,7 +1,7 @@
 """Balances: rows in against what became of them, as records that a shard reports again and again.
 
 A record is a dict: ``stage`` (``source``, ``join`` or ``sampling``), ``shard``, ``clock_us`` (the in-band clock, null before
-there is one), ``polled_us``, ``final`` (the input has ended), ``counts`` (name -> rows since the job began).
+there is one), ``polled_us``, ``final`` (the input has ended), ``counts`` (name -> rows since the job began), of the join ``figures``.
 Records are cumulative: the newest of each (stage, shard) counts, and their sum is the job's.
 """
 
@@ -29,10 +29,20 @@ EQUATIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def balance_record(
-    stage: str, shard: int, counts: Mapping[str, int], clock_us: int | None, polled_us: int, final: bool
+    stage: str,
+    shard: int,
+    counts: Mapping[str, int],
+    clock_us: int | None,
+    polled_us: int,
+    final: bool,
+    figures: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """One record, ready to be written as JSON."""
-    return {
+    """One record, ready to be written as JSON.
+
+    Args:
+        figures: of the shard as it now is, beside the counts: metrics by name, which add up over shards.
+    """
+    record = {
         "stage": stage,
         "shard": shard,
         "clock_us": None if clock_us == NO_TIME_US else clock_us,
@@ -40,6 +50,7 @@ def balance_record(
         "final": final,
         "counts": dict(counts),
     }
+    return record if figures is None else record | {"figures": dict(figures)}
 
 
 def totals(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -58,6 +69,31 @@ def totals(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
         for name, count in counts.items():
             stage_sums[name] = stage_sums.get(name, 0) + count
     return sums
+
+
+def balance_records(stage: str) -> str:
+    """The counter of a stage's records."""
+    return f"balance_{stage}_records"
+
+
+def balance_figures(stage: str, records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """A stage's gauges, by name, from the newest record of each shard; none where there is no record.
+
+    >>> one = balance_record("sampling", 0, {"examples": 3, "kept": 1, "sampled_out": 2}, None, 0, False)
+    >>> balance_figures("sampling", [one])["balance_sampling_sampled_out"]
+    2
+    """
+    records = list(records)
+    if not records:
+        return {}
+    sums = totals(records)
+    figures = {f"balance_{stage}_{name}": rows for name, rows in sums[stage].items()}
+    figures[f"balance_{stage}_imbalances"] = len(imbalances(sums))
+    figures[f"balance_{stage}_shards"] = len({record["shard"] for record in records})
+    for record in records:
+        for name, value in record.get("figures", {}).items():
+            figures[name] = figures.get(name, 0) + value
+    return figures
 
 
 def imbalances(sums: Mapping[str, Mapping[str, int]]) -> list[str]:

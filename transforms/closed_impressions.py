@@ -204,6 +204,7 @@ class ClosedTier:
         self._hot: OrderedDict[int, ClosedBucket] = OrderedDict()
         self.sealed: set[int] = set()
         self.cold_reads = 0
+        self.hot_hits = 0
 
     @property
     def hot_bytes(self) -> int:
@@ -242,6 +243,7 @@ class ClosedTier:
         found: list[tuple[Array, Array, Array]] = []
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number)
+            self.hot_hits += number in self._hot
             query, slots = self.bucket(number).find(hashes[mine], times[mine])
             found.append((mine[query], np.full(len(query), number), slots))
         if not found:

@@ -114,6 +114,16 @@ def no_dead_letters() -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=DEAD_LETTER_SCHEMA)
 
 
+def letters_by_reason(batch: pa.RecordBatch) -> dict[str, int]:
+    """Counters of the dead letters in a batch, by name.
+
+    >>> letters_by_reason(dead_letters("a", 0, np.arange(1), np.arange(1), [Refused(0, 0, EMPTY, "", b"")]))
+    {'dead_letters_empty': 1}
+    """
+    found = batch.column("reason").value_counts()
+    return {f"dead_letters_{entry['values']}": entry["counts"] for entry in found.to_pylist()}
+
+
 def to_json_lines(batch: pa.RecordBatch, line_bytes: int | None = None) -> list[bytes]:
     """Dead letters as JSON, one a row.
 

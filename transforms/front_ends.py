@@ -21,6 +21,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from cuckooflow.transforms.coders import Keyed
+from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     BALANCES,
     DEAD,
@@ -105,6 +106,7 @@ class _GeneratorPoll(beam.DoFn):
 
     def process(self, _: bytes) -> Iterator[Any]:
         poller = self._open_poller(None)
+        counter("source_pollers_opened").inc()
         while not poller.ended and not STOP.is_set():
             answer = poller.poll(wall_clock_us())
             yield from outputs(answer)

@@ -95,6 +95,11 @@ class JoinIntake:
         return self._closed.cold_reads
 
     @property
+    def hot_hits(self) -> int:
+        """Buckets that were in memory when they were asked for."""
+        return self._closed.hot_hits
+
+    @property
     def hot_bytes(self) -> int:
         """Memory for closed impressions."""
         return self._closed.hot_bytes

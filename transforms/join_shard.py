@@ -26,11 +26,16 @@ from cuckooflow.transforms.warm_up import WarmUp
 
 @dataclass
 class ShardOutputs:
-    """What one call gave out."""
+    """What one call gave out.
+
+    Attributes:
+        counted: name of a counter -> by how much this call moved it.
+    """
 
     rows: JoinOutputs
     polled_us: int
     balances: list[dict[str, Any]] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
 
 
 class JoinShard:
@@ -82,6 +87,8 @@ class JoinShard:
             counts = JoinCounts(**self._meta.counts)
             self._core.rebuild(self._meta.clock_us, self._meta.released_us, counts)
             self.token = self._meta.token
+        self._hot_hits, self._cold_reads = self._core.hot_hits, self._core.cold_reads
+        self._cold_reads_of_tick = 0
 
     @property
     def held(self) -> int:
@@ -192,16 +199,43 @@ class JoinShard:
                 self._accept(batch)
         self._core.step(clock_us, release)
         self._meta.clock_us = clock_us
-        out = ShardOutputs(before.and_then(self._core.take()), self._meta.polled_us)
+        out = ShardOutputs(
+            before.and_then(self._core.take()), self._meta.polled_us, counted=self._looked(release)
+        )
         if report:
             self._reported = self._counts()
             self._meta.balance_us = self._meta.polled_us
             final = clock_us == END_TIME_US
             shown_us = self._clock.clock_us()
             out.balances.append(
-                balance_record(JOIN, self.shard, self._reported, shown_us, self._meta.polled_us, final)
+                balance_record(
+                    *(JOIN, self.shard, self._reported, shown_us, self._meta.polled_us, final),
+                    self._figures(),
+                )
             )
         return out
+
+    def _looked(self, tick: bool) -> dict[str, int]:
+        """How closed impressions were found since the last call; a tick's reads are those up to its end."""
+        hits, reads = self._core.hot_hits - self._hot_hits, self._core.cold_reads - self._cold_reads
+        self._hot_hits, self._cold_reads = self._core.hot_hits, self._core.cold_reads
+        before, self._cold_reads_of_tick = self._cold_reads_of_tick, self._cold_reads_of_tick + reads
+        beyond = max(0, self._cold_reads_of_tick - 1) - max(0, before - 1)
+        if tick:
+            self._cold_reads_of_tick = 0
+        return {
+            "join_ticks": int(tick),
+            "join_hot_hits": hits,
+            "join_cold_reads": reads,
+            "join_cold_reads_beyond_one_a_tick": beyond,
+        }
+
+    def _figures(self) -> dict[str, int]:
+        return {
+            "join_elements_held": self._clock.held,
+            "join_late_queued": self._core.late_queued,
+            "join_hot_bytes": self._core.hot_bytes,
+        }
 
     def _due(self) -> bool:
         return self._meta.polled_us - self._meta.balance_us >= self._options.balance_interval_us

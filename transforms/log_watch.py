@@ -58,6 +58,24 @@ class LogWatch:
         self.note_answer(now_us)
         return batch
 
+    def end_offset(self, partition: int, now_us: int) -> int | None:
+        """One past the last message; None: that is not known, as the broker is away.
+
+        Raises:
+            LogUnavailable: it has been away for longer than it may be.
+        """
+        if self.away:
+            return None
+        try:
+            return self.reader.end_offset(partition)
+        except LogUnavailable as error:
+            self.note_away(error, now_us)
+            return None
+
+    def away_us(self, now_us: int) -> int:
+        """For how long the broker has not answered; 0 where it does."""
+        return 0 if self._away_since_us is None else now_us - self._away_since_us
+
     @property
     def away(self) -> bool:
         """Whether it did not answer in this poll: each further wait would hold up others."""

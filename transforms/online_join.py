@@ -20,7 +20,6 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
-from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import (
@@ -40,6 +39,7 @@ from cuckooflow.transforms.join_options import STATE_CELLS, JoinOptions
 from cuckooflow.transforms.join_outputs import ExamplesSchema
 from cuckooflow.transforms.join_shard import JoinShard, ShardOutputs
 from cuckooflow.transforms.join_state import HOT_TIER, Bag, CellRing, ShardMeta
+from cuckooflow.transforms.metrics import count, counter
 
 EXAMPLES = "examples"
 LATE = "late"
@@ -190,12 +190,6 @@ class _JoinFn(beam.DoFn):
         self._version = version
         self._hand_over = hand_over
         self._no_examples = pa.RecordBatch.from_pylist([], schema=schema.examples)
-        self._rows = {
-            name: Metrics.counter("cuckooflow", f"join_{name}_rows")
-            for name in (EXAMPLES, LATE, UNMATCHED, DEAD)
-        }
-        self._rebuilt = Metrics.counter("cuckooflow", "join_memory_rebuilt")
-        self._held = Metrics.gauge("cuckooflow", "join_elements_held")
 
     def setup(self) -> None:
         if self._version != cuckooflow.__version__:
@@ -208,36 +202,42 @@ class _JoinFn(beam.DoFn):
     def process(self, element: tuple[int, pa.RecordBatch], state: _State) -> Iterator[Any]:
         """Join an element's rows, and close what its watermarks allow."""
         shard, batch = element
+        begin = time.perf_counter_ns()
         place = HOT_TIER.place(self._job, self._stage, shard)
         with place.lock:
             place.memory = memory = self._memory(place.memory, shard, state)
             out = memory.accept(batch)
             self._write(state, memory)
             self._arm(state, memory)
-            self._held.set(memory.held)
+        counter("join_elements").inc()
+        self._count(out, begin)
         yield from self._tagged(shard, out)
 
     @on_timer(_RECHECK)
     @_with_state(_KEY)
     def on_recheck(self, key: int, state: _State) -> Iterator[Any]:
         """The input paused."""
+        begin = time.perf_counter_ns()
         place = HOT_TIER.place(self._job, self._stage, key)
         with place.lock:
             place.memory = memory = self._memory(place.memory, key, state)
             out = memory.recheck()
             self._write(state, memory)
+        self._count(out, begin)
         yield from self._tagged(key, out)
 
     @on_timer(_END)
     @_with_state(_KEY)
     def on_end(self, key: int, state: _State) -> Iterator[Any]:
         """The input is over."""
+        begin = time.perf_counter_ns()
         place = HOT_TIER.place(self._job, self._stage, key)
         with place.lock:
             memory = self._memory(place.memory, key, state)
             out = memory.finish()
             self._write(state, memory)
             place.memory = None
+        self._count(out, begin)
         yield from self._tagged(key, out)
 
     def _memory(self, memory: JoinShard | None, shard: int, state: _State) -> JoinShard:
@@ -247,11 +247,12 @@ class _JoinFn(beam.DoFn):
         saved = None if blob is None else ShardMeta.from_bytes(blob)
         if memory is not None and saved is not None and memory.token == saved.token:
             memory.cells.bind(used, state.overflow)
+            counter("join_memory_hits").inc()
             return memory
         ring = CellRing(used, state.overflow, self._schema.options.bucket_us)
         if saved is None:
             return JoinShard(shard, self._schema, ring, None, self._hand_over)
-        self._rebuilt.inc()
+        counter("join_memory_rebuilt").inc()
         return JoinShard(shard, self._schema, ring, (saved, state.clock.read()), self._hand_over)
 
     def _write(self, state: _State, memory: JoinShard) -> None:
@@ -271,11 +272,21 @@ class _JoinFn(beam.DoFn):
                 memory.recheck_at_us = now_us + recheck_us
                 state.recheck.set(memory.recheck_at_us / 1e6)
 
+    def _count(self, out: ShardOutputs, begin_ns: int) -> None:
+        """What a call did, and took: a fixed number of counters, whatever came."""
+        took_us = (time.perf_counter_ns() - begin_ns) // 1_000
+        rows = {
+            f"join_{name}_rows": sum(batch.num_rows for batch in getattr(out.rows, name))
+            for name in (EXAMPLES, LATE, UNMATCHED, DEAD)
+        }
+        ticked_us = took_us if out.counted.get("join_ticks") else 0
+        untouched = {"join_memory_hits": 0, "join_memory_rebuilt": 0}  # there from the first call on
+        count(out.counted | rows | untouched | {"join_busy_us": took_us, "join_tick_us": ticked_us})
+
     def _tagged(self, shard: int, out: ShardOutputs) -> Iterator[Any]:
         header = Header((), {}, out.polled_us)  # paces the stages after this one
         for name in (EXAMPLES, LATE, UNMATCHED, DEAD):
             for batch in getattr(out.rows, name):
-                self._rows[name].inc(batch.num_rows)
                 if name == EXAMPLES:
                     yield shard, attach(batch, header)
                 elif name == DEAD:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from cuckooflow.errors import LogError, LogUnavailable, SpecError
 from cuckooflow.logs.contract import LogReader
+from cuckooflow.transforms.balances import SOURCE, balance_figures, balance_records
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.in_band import (
@@ -37,6 +38,7 @@ from cuckooflow.transforms.poll_options import PollOptions
 from cuckooflow.transforms.poll_state import PartitionState
 from cuckooflow.transforms.replay_pace import ReplayPace
 from cuckooflow.transforms.source_counts import SourceCounts
+from cuckooflow.transforms.source_figures import source_figures
 
 __all__ = ["PartitionState", "PollCore", "PollOptions", "PollSource", "Polled"]
 
@@ -65,6 +67,7 @@ class Polled:
         progressed: whether anything was read or ended; else the caller may wait a little.
         paused: partitions, as (log, partition), that are too far ahead.
         balances: records of what was read, see :mod:`~cuckooflow.transforms.balances`.
+        counted, figures: see :class:`~cuckooflow.transforms.pollers.PollAnswer`.
     """
 
     elements: list[Element]
@@ -73,6 +76,8 @@ class Polled:
     progressed: bool
     paused: tuple[tuple[int, int], ...] = ()
     balances: Sequence[dict[str, Any]] = ()
+    counted: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, int] = field(default_factory=dict)
 
 
 class PollCore:
@@ -107,6 +112,7 @@ class PollCore:
             log: LogWatch(source.reader, options.unavailable_for_us) for log, source in self._sources.items()
         }
         self._last_element_us: int | None = None
+        self._figures_told_us: int | None = None
         self._turn = 0
         self._hand_over = hand_over
         self._pace = None if options.replay_speed is None else ReplayPace(options.replay_speed)
@@ -181,7 +187,9 @@ class PollCore:
             )
         rows_out = sum(batch.num_rows for _, batch in elements)
         balances = self._read_counts.report(now_us, self.ended)
-        return Polled(elements, dead, rows_out, progressed, tuple(sorted(paused)), balances)
+        figures = self._figures(paused, now_us) | balance_figures(SOURCE, balances)
+        counted = self._read_counts.take() | {balance_records(SOURCE): len(balances)}
+        return Polled(elements, dead, rows_out, progressed, tuple(sorted(paused)), balances, counted, figures)
 
     def state(self) -> bytes:
         """Where the poller stands, to go on from later."""
@@ -193,6 +201,15 @@ class PollCore:
             "counts": self._read_counts.counts,
         }
         return json.dumps(body, separators=(",", ":")).encode()
+
+    def _figures(self, paused: set[tuple[int, int]], now_us: int) -> dict[str, int]:
+        told_us = self._figures_told_us
+        if told_us is not None and now_us - told_us < self.options.figures_interval_us and not self.ended:
+            return {}
+        self._figures_told_us = now_us
+        return source_figures(
+            self._partitions, self._watches, paused, lambda now: self._is_idle(now, now_us), now_us
+        )
 
     def _discover(self, now_us: int) -> None:
         """Take up partitions that were added to a log since it was opened.
@@ -341,8 +358,12 @@ class PollCore:
             return
         if now.idle_since_us is None:
             now.idle_since_us = now_us
-        elif now_us - now.idle_since_us >= self.options.idle_after_us:
+        elif self._is_idle(now, now_us):
             now.watermark_us = max(now.watermark_us, now_us - self.options.max_skew_us)
+
+    def _is_idle(self, now: PartitionState, now_us: int) -> bool:
+        since_us = now.idle_since_us
+        return self.options.live and since_us is not None and now_us - since_us >= self.options.idle_after_us
 
     def _links(self) -> tuple[Link, ...]:
         """Links of the partitions with news since their last link; the same ones go to every shard."""

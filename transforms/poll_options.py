@@ -30,6 +30,8 @@ class PollOptions:
             least 1 MiB. Costs memory; a smaller one costs throughput, as each poll makes an element a shard.
         heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s.
         balance_interval_us: how often what was read is reported, default 1 s.
+        figures_interval_us: how often lag and watermarks are told as metrics, default 5 s. Costs a question to
+            the broker for each partition that is not read to its end.
         replay_speed: event time per wall second, such as 60; rows are held back until it is their turn. Default
             none: as fast as they are read. Only for events of the past, so not with ``live``. Costs parsing
             each message twice.
@@ -49,6 +51,7 @@ class PollOptions:
     max_poll_bytes: int = 32 << 20
     heartbeat_us: int = 1_000_000
     balance_interval_us: int = 1_000_000
+    figures_interval_us: int = 5_000_000
     replay_speed: float | None = None
     unavailable_for_us: int = 300_000_000
 
@@ -56,7 +59,7 @@ class PollOptions:
         bounds = {
             "num_shards": 1, "max_skew_us": 0, "max_lead_us": 0, "max_future_skew_us": 0, "idle_after_us": 0,
             "max_messages": 1, "max_bytes": 1, "max_poll_bytes": 1, "heartbeat_us": 1,
-            "unavailable_for_us": 0, "balance_interval_us": 0,
+            "unavailable_for_us": 0, "balance_interval_us": 0, "figures_interval_us": 0,
         }  # fmt: skip
         wrong = [
             f"{n} >= {low}, received {getattr(self, n)}"

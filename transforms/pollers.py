@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
+
+from cuckooflow.transforms.metrics import count, show
 
 #: The tags of a source's further outputs.
 DEAD, BALANCES = "dead", "balances"
@@ -47,6 +49,16 @@ class PollAnswer(Protocol):
     @property
     def progressed(self) -> bool: ...
 
+    @property
+    def counted(self) -> Mapping[str, int]:
+        """Name of a counter -> by how much this poll moved it."""
+        ...
+
+    @property
+    def figures(self) -> Mapping[str, int]:
+        """Name of a gauge -> its value, where it is told anew."""
+        ...
+
 
 class Poller(Protocol):
     """What stands behind a source."""
@@ -70,7 +82,9 @@ OpenPoller = Callable[[bytes | None], Poller]
 
 
 def outputs(answer: PollAnswer) -> Iterator[Any]:
-    """A poll's elements and, tagged, its dead letters and balances, as a DoFn yields them."""
+    """A poll's elements and, tagged, its dead letters and balances, as a DoFn yields them; and its metrics told."""
+    count({"source_polls": 1, **answer.counted})
+    show(answer.figures)
     yield from answer.elements
     for letters in answer.dead:
         yield beam.pvalue.TaggedOutput(DEAD, letters)

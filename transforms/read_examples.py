@@ -70,6 +70,8 @@ class ExamplesPolled:
     dead: list[pa.RecordBatch]
     progressed: bool
     balances: tuple[dict[str, Any], ...] = ()
+    counted: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, int] = field(default_factory=dict)
 
 
 class ExamplesPoller:
@@ -130,7 +132,7 @@ class ExamplesPoller:
         """At most one element a partition: rows, or a heartbeat where one is due, or the end."""
         elements: list[tuple[int, pa.RecordBatch]] = []
         dead: list[pa.RecordBatch] = []
-        progressed = False
+        progressed, repeats = False, 0
         self._check_count()
         open_ = {p: s.position.offset for p, s in self._partitions.items() if not s.ended}
         self._watch.begin_poll(open_, _PREFETCH_BYTES)
@@ -153,6 +155,7 @@ class ExamplesPoller:
             self._watch.note_answer(now_us)
             if self._reader.dead_letters.num_rows:
                 dead.append(self._reader.dead_letters)
+            repeats += header.repeated
             moved = header.range.last != now.position
             now.position = header.range.last
             due = now.spoken_us is None or now_us - now.spoken_us >= self._options.heartbeat_us
@@ -165,7 +168,7 @@ class ExamplesPoller:
                 now.ended = True
             progressed |= moved or now.ended
         self._watch.report({p: s.position.offset for p, s in self._partitions.items()}, now_us)
-        return ExamplesPolled(elements, dead, progressed)
+        return ExamplesPolled(elements, dead, progressed, counted={"examples_repeats_dropped": repeats})
 
     def state(self) -> bytes:
         """Where it stands."""

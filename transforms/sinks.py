@@ -23,8 +23,9 @@ from cuckooflow.logs.address import KafkaAddress, LogAddress, to_address
 from cuckooflow.logs.contract import LogWriter, Sent
 from cuckooflow.logs.shared_writers import acquire_writer, release_writer
 from cuckooflow.transforms.batch_bytes import encode_batch
-from cuckooflow.transforms.dead_letters import DEAD_LETTER_SCHEMA, to_json_lines
+from cuckooflow.transforms.dead_letters import DEAD_LETTER_SCHEMA, letters_by_reason, to_json_lines
 from cuckooflow.transforms.front_ends import wall_clock_us
+from cuckooflow.transforms.metrics import count
 
 #: A message of examples past this size is split into several, between rows; default 4 MiB.
 _MESSAGE_BYTES = 4 << 20
@@ -165,6 +166,7 @@ class _AppendExamples(_Append):
             largest = self._acquired().max_message_bytes
             messages = example_messages(batch, min(_MESSAGE_BYTES, largest), largest)
             self._send(shard % self._count, messages)
+            count({"examples_rows_written": batch.num_rows, "examples_messages_written": len(messages)})
 
 
 class _AppendLines(_Append):
@@ -177,6 +179,8 @@ class _AppendLines(_Append):
         lines = json_lines(record, self._acquired().max_message_bytes)
         if lines:
             self._send(self._partition, lines)
+        if isinstance(record, pa.RecordBatch) and record.schema.equals(DEAD_LETTER_SCHEMA):
+            count(letters_by_reason(record))
 
 
 def example_messages(

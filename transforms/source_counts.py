@@ -21,6 +21,7 @@ class SourceCounts:
 
     def __init__(self, interval_us: int, counts: Mapping[str, int] | None = None) -> None:
         self.counts: dict[str, int] = dict(counts or {})
+        self._fresh: dict[str, int] = {}
         self._interval_us = interval_us
         self._reported_us: int | None = None
         self._reported: dict[str, int] | None = None
@@ -38,6 +39,14 @@ class SourceCounts:
         for name, count in found.items():
             key = f"{LOG_NAMES[log]}_{name}"
             self.counts[key] = self.counts.get(key, 0) + count
+        for name in ("messages", "rows"):
+            key = f"source_{LOG_NAMES[log]}_{name}"
+            self._fresh[key] = self._fresh.get(key, 0) + found[name]
+
+    def take(self) -> dict[str, int]:
+        """Counters, by name, and by how much they moved since this was last called."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh
 
     def report(self, now_us: int, final: bool) -> list[dict[str, Any]]:
         """A balance record where one is due."""

@@ -15,6 +15,7 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.utils.timestamp import Duration
 
+from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     DONE,
     NEW,
@@ -109,7 +110,9 @@ class SplittablePoll(beam.DoFn):
         if STOP.is_set():
             tracker.try_claim(DONE)
             return
-        poller, _ = resume(self._source, restriction, self._open_poller)
+        poller, opened = resume(self._source, restriction, self._open_poller)
+        if opened:
+            counter("source_pollers_opened").inc()
         answer = poller.poll(wall_clock_us())
         place = place_of(poller)
         if not tracker.try_claim(place):

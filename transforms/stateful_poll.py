@@ -20,11 +20,11 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders import BytesCoder
-from apache_beam.metrics import Metrics
 from apache_beam.transforms.periodicsequence import PeriodicImpulse, RebaseMode
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 
+from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     DONE,
     NEW,
@@ -107,8 +107,6 @@ class StatefulPoll(beam.DoFn):
         self._poll_interval_us = poll_interval_us
         self._firing = firing
         self._source = uuid.uuid4().hex
-        self._opened = Metrics.counter("cuckooflow", "source_pollers_opened")
-        self._polls = Metrics.counter("cuckooflow", "source_polls")
 
     def process(
         self,
@@ -133,12 +131,11 @@ class StatefulPoll(beam.DoFn):
             return
         poller, opened = resume(self._source, place, self._open_poller)
         if opened:
-            self._opened.inc()
+            counter("source_pollers_opened").inc()
         begin, emitted = time.monotonic(), 0
         progressed = True
         while progressed and not poller.ended and not STOP.is_set():
             answer = poller.poll(wall_clock_us())
-            self._polls.inc()
             yield from outputs(answer)
             progressed = answer.progressed
             emitted += sum(batch.nbytes for _, batch in answer.elements)

@@ -14,12 +14,14 @@ from cuckooflow.pipelines.options import (
     join_options,
     poll_options,
 )
+from cuckooflow.transforms.balances import JOIN, SAMPLING
 from cuckooflow.transforms.front_ends import FrontEnd
 from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.negative_sampling import NegativeSampling
 from cuckooflow.transforms.online_join import OnlineJoin
 from cuckooflow.transforms.read_logs import LogInput, ReadLogs
 from cuckooflow.transforms.replay_bound import ReplayBound
+from cuckooflow.transforms.show_balances import ShowBalances
 from cuckooflow.transforms.sinks import WriteExamples, WriteJsonLines
 
 
@@ -75,6 +77,8 @@ def build_join(
         ("WriteSamplingBalances", sampled["balances"], logs.join_balances),
     ):
         records | name >> WriteJsonLines(job.address(log))
+    joined.balances | "ShowJoinBalances" >> ShowBalances(JOIN)
+    sampled["balances"] | "ShowSamplingBalances" >> ShowBalances(SAMPLING)
 
 
 def create_missing(job: JobSpec, log: LogSpec, encoding: Literal["lines", "frames"]) -> None:

@@ -52,6 +52,8 @@ SETTINGS: Mapping[str, object] = {
     "restart-strategy.fixed-delay.delay": "2s",
     # The job server's jar brings Flink's classes of another patch version: the cluster's own come first.
     "classloader.resolve-order": "parent-first",
+    # How old what `job status` shows may be, in ms.
+    "metrics.fetcher.update-interval": 2_000,
     "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
 }
 _LOGGING = """\

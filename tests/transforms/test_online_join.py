@@ -19,7 +19,9 @@ from cuckooflow.transforms.balances import imbalances, totals
 from cuckooflow.transforms.coders import Keyed
 from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS
 from cuckooflow.transforms.join_options import JoinOptions, Label
-from cuckooflow.transforms.join_state import HOT_TIER
+from cuckooflow.transforms.join_outputs import ExamplesSchema
+from cuckooflow.transforms.join_shard import JoinShard
+from cuckooflow.transforms.join_state import HOT_TIER, CellRing, ListBag
 from cuckooflow.transforms.join_testing import Collect, ElementFeed
 from cuckooflow.transforms.negative_sampling import NegativeSampling, _SampleFn, kept_negatives, sample_late
 from cuckooflow.transforms.online_join import OnlineJoin
@@ -338,3 +340,36 @@ def test_a_rate_outside_its_range_is_refused(rate):
 def test_columns_that_do_not_go_together_are_refused_when_the_pipeline_is_built():
     with pytest.raises(SpecError, match=r"'kind'.*'k'.*'label_click'"):
         OnlineJoin(OPTIONS, "j", pa.schema([("label_click", pa.int8())]), pa.schema([("k", pa.int64())]))
+
+
+def test_cold_reads_past_one_a_tick_are_counted():
+    """Late actions for two buckets that are not in memory, in one tick and in two."""
+    options = replace(OPTIONS, cache_bytes=1, late_horizon_us=10_000, max_lead_us=0, num_shards=1, tick_us=10)
+    schema = ExamplesSchema(options, IMPRESSION_COLUMNS, ACTION_COLUMNS)
+
+    def reads(ticks: list[list[int]]) -> tuple[int, int, int]:
+        shard = JoinShard(
+            0, schema, CellRing([ListBag() for _ in range(64)], ListBag(), options.bucket_us), None
+        )
+        feed = ElementFeed(IMPRESSION_COLUMNS, ACTION_COLUMNS, ("k",))
+        counted: dict[str, int] = defaultdict(int)
+
+        def take(element: pa.RecordBatch) -> None:
+            for name, by in shard.accept(element).counted.items():
+                counted[name] += by
+
+        take(feed.poll([impression(n * options.bucket_us, n) for n in (0, 1)])[0])
+        now_us = 3 * options.bucket_us
+        take(feed.advance(now_us, 100)[0])
+        ticks_before = counted["join_ticks"]
+        for tick, keys in enumerate(ticks, 1):
+            take(feed.poll([action(key * options.bucket_us + 5, key, "like") for key in keys], 100 + tick)[0])
+            take(feed.advance(now_us + tick, 100 + 100 * tick)[0])
+        return (
+            counted["join_cold_reads"],
+            counted["join_cold_reads_beyond_one_a_tick"],
+            counted["join_ticks"] - ticks_before,
+        )
+
+    assert reads([[0], [1]]) == (2, 0, 2)
+    assert reads([[0, 1]]) == (2, 1, 1)
