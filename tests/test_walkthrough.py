@@ -33,7 +33,9 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     """What the page takes from a checkout; a cluster that a failed step left there is ended."""
     missing = [name for name in ("java", "mvn") if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"no local cluster here: {' and '.join(missing)} not on the PATH; install Java 17 and Maven")
+        pytest.skip(
+            f"no local cluster here: {' and '.join(missing)} not on the PATH; install Java 17 and Maven"
+        )
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     yield tmp_path
     LocalCluster(tmp_path / "cluster-run").down()
