@@ -107,7 +107,10 @@ class _StoreCollector(Collector):
             yield _gauge("checkpoint_age_seconds", "Since the newest checkpoint was written.", age_s)
         for name, meaning in (
             ("rows", "Rows held."),
-            ("bytes", "Bytes of all that the table keeps: rows, index, filter, backlog of deltas, a cut's images."),
+            (
+                "bytes",
+                "Bytes of all that the table keeps: rows, index, filter, backlog of deltas, a cut's images.",
+            ),
             ("load_factor", "Rows over places in the index."),
             ("index_segments", "Segments of the index; it grows by one."),
             ("free_rows", "Rows of evicted ids, whose memory new ones take first."),
