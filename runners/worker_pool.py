@@ -49,6 +49,8 @@ PROVISION_TIMEOUT_S = 60.0
 #: How long a worker may take to end after SIGTERM before it is killed.
 STOP_TIMEOUT_S = 10.0
 _THREADS = 8
+#: How long a signal may go unnoticed.
+_SIGNAL_S = 0.5
 
 
 class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
@@ -141,7 +143,8 @@ def serve(listen: str) -> None:
     server.add_insecure_port(listen)
     server.start()
     _LOGGER.info("pool=%s build=%s", listen, build())
-    stopping.wait()
+    while not stopping.wait(_SIGNAL_S):  # a signal that another thread takes does not wake this one
+        pass
     server.stop(grace=None)
     pool.stop()
 
