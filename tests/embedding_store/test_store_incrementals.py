@@ -302,6 +302,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.deep
 def test_killed_at_every_step(tmp_path, monkeypatch):
     """A link of a chain and the full one after it, which prunes; dead before each step in turn."""
     # A killed process leaves to the system what it wrote; only a machine that stops needs fsync.
