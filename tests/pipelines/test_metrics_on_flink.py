@@ -108,6 +108,11 @@ def test_the_operator_sees_the_balances_and_so_does_prometheus(
     unseen = {m.name for m in METRICS if not any(pattern(m).fullmatch(name) for name in metrics)}
     assert unseen == NOT_OF_THE_JOIN
 
+    cli("job", "stop", running, "--without-savepoint", "--cluster", flink.folder)
+    done = cli("job", "status", running, "--json", "--cluster", flink.folder)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["state"] == "CANCELED"
+
 
 def _port(flink: LocalCluster, name: str) -> int:
     return int(json.loads((flink.folder / "cluster.json").read_text())["ports"][name])
