@@ -18,6 +18,19 @@ from cuckooflow.errors import SpecError
 
 Value = str | int | float | bool
 
+#: Parts of the names of properties whose values nobody may see.
+_SECRET_NAMES = ("password", "secret", "token", "jaas", "pem")
+
+
+class Secret(str):
+    """A text that client libraries may use and whose ``repr`` does not show it, as they log what they are given."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
 #: A place in a value: ``${env:NAME}`` or ``${file:/path}``; a file's last line break is no part of it.
 _REFERENCE = re.compile(r"\$\{(env|file):([^}]+)\}")
 _ANY_REFERENCE = re.compile(r"\$\{([^}]*)\}?")
@@ -79,12 +92,7 @@ def resolved(properties: Mapping[str, Value]) -> dict[str, Value]:
     Raises:
         SpecError: a variable is not set, or a file cannot be read.
     """
-    return {
-        name: _REFERENCE.sub(lambda found: _secret(name, found[1], found[2]), value)  # noqa: B023
-        if isinstance(value, str)
-        else value
-        for name, value in properties.items()
-    }
+    return {name: _resolved(name, value) for name, value in properties.items()}
 
 
 def for_kafka_python(properties: Mapping[str, Value]) -> dict[str, Value]:
@@ -94,6 +102,14 @@ def for_kafka_python(properties: Mapping[str, Value]) -> dict[str, Value]:
         name: value if name.startswith(("sasl_", "ssl_p")) else _plain(value)
         for name, value in renamed.items()
     }
+
+
+def _resolved(name: str, value: Value) -> Value:
+    if not isinstance(value, str):
+        return value
+    text = _REFERENCE.sub(lambda found: _secret(name, found[1], found[2]), value)
+    hidden = text != value or any(part in name.lower() for part in _SECRET_NAMES)
+    return Secret(text) if hidden else text
 
 
 def _secret(name: str, kind: str, place: str) -> str:

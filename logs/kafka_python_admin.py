@@ -11,7 +11,31 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from cuckooflow.errors import LogError, LogUnavailable
 from cuckooflow.logs.address import KafkaAddress
+from cuckooflow.logs.kafka_python_manager import NetClient
 from cuckooflow.logs.kafka_python_properties import admin_properties, made_or_closed, named
+
+
+def answers(bootstrap: str, timeout_ms: int) -> bool:
+    """Whether a broker without security says that it is up."""
+    clients: list[NetClient] = []
+
+    def connect(**configs: Any) -> NetClient:
+        clients.append(NetClient(**configs))
+        return clients[-1]
+
+    waits = {"request_timeout_ms": timeout_ms, "bootstrap_timeout_ms": timeout_ms}
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap, kafka_client=connect, **waits)
+    except kafka_errors.KafkaError:
+        for client in clients:
+            client.close()
+        return False
+    try:
+        return bool(admin.describe_cluster()["brokers"])
+    except kafka_errors.KafkaError:
+        return False
+    finally:
+        admin.close()
 
 
 class PythonAdmin:

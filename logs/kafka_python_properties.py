@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import kafka.errors as kafka_errors
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient
-from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 
 from cuckooflow.errors import LogError, LogNotFound, LogUnavailable, SpecError
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.logs.client_properties import for_kafka_python, resolved
+from cuckooflow.logs.kafka_python_manager import REFUSALS, NetClient
 
 #: What differs from kafka-python's own defaults.
 _DEFAULTS: dict[str, Any] = {
@@ -57,40 +57,48 @@ def made_or_closed(make: Callable[..., _Made], address: KafkaAddress, properties
         LogError: it lets us not in.
         SpecError: a property has a value that it does not take.
     """
-    connections: list[KafkaNetClient] = []
+    clients: list[NetClient] = []
 
-    def connect(**configs: Any) -> KafkaNetClient:
-        connections.append(KafkaNetClient(**configs))
-        return connections[-1]
+    def connect(**configs: Any) -> NetClient:
+        clients.append(NetClient(**configs))
+        return clients[-1]
 
     try:
         return make(**properties, kafka_client=connect)
     except Exception as error:
-        for connection in connections:
-            connection.close()
+        for client in clients:
+            client.close()
         if isinstance(error, kafka_errors.KafkaError) and not isinstance(
             error, kafka_errors.KafkaConfigurationError
         ):
-            raise named(error, address, f"within {address.read_timeout_s:g} s") from error
+            cause = clients[-1].manager.cause if clients else None
+            raise named(error, address, f"within {address.read_timeout_s:g} s", cause) from error
         raise SpecError(f"expected client properties of {address} that kafka-python takes: {error}") from None
 
 
-def named(error: Exception | None, address: KafkaAddress, bound: str) -> LogError:
-    """One of kafka-python's errors as one of ours."""
-    kinds = (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError)
+def named(
+    error: Exception | None, address: KafkaAddress, bound: str, cause: Exception | None = None
+) -> LogError:
+    """One of kafka-python's errors as one of ours.
+
+    Args:
+        cause: why the last connection could not be made, where it is known.
+    """
     if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
         return LogNotFound(f"expected a topic {address}, found none; create it, or correct the name")
-    if isinstance(error, kinds):
-        return LogError(
-            f"expected to be let in to {address}, was refused: {error}; look at the client properties"
-        )
+    for refusal in (error, cause):
+        if isinstance(refusal, REFUSALS):
+            return LogError(
+                f"expected to be let in to {address}, was refused: {refusal}; look at the client properties"
+            )
     if error is not None and not isinstance(
         error, kafka_errors.RetriableError | kafka_errors.KafkaConnectionError
     ):
         return LogError(f"expected {address} to do what was asked, received {type(error).__name__}: {error}")
+    told = cause if cause is not None else error
     return LogUnavailable(
         f"expected a broker to answer for {address} {bound}, none did "
-        f"({type(error).__name__ if error is not None else 'no answer'}: {error}); is it up, and is this its address?"
+        f"({type(told).__name__ if told is not None else 'no answer'}: {told}); is it up, and is this its address?"
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import kafka.errors as kafka_errors
 from kafka import TopicPartition
-from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.consumer import FetchRequest, IsolationLevel, ListOffsetsRequest
 
@@ -31,6 +30,7 @@ from cuckooflow.errors import (
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.logs.contract import MessageBatch
 from cuckooflow.logs.kafka_client import FIND_S, Topic
+from cuckooflow.logs.kafka_python_manager import ConnectionManager
 from cuckooflow.logs.kafka_python_properties import connection_properties, named
 from cuckooflow.logs.record_batches import decode_records
 
@@ -43,7 +43,6 @@ _PAUSE_FIRST_S, _PAUSE_LAST_S = 0.02, 0.5
 #: All partitions of one answer together.
 _ANSWER_BYTES_MAX = 64 << 20
 _EARLIEST, _LATEST = -2, -1
-_LAST_TURNS = 3
 _NO_WAIT_MS = 0
 _WRONG_OFFSET = kafka_errors.OffsetOutOfRangeError.errno
 _CORRUPT = kafka_errors.CorruptRecordError.errno
@@ -59,7 +58,7 @@ class PythonSource:
         properties = connection_properties(address)
         self._metadata_age_s = float(properties["metadata_max_age_ms"]) / 1_000
         self._net = NetworkSelector(client_id=properties["client_id"])
-        self._manager = KafkaConnectionManager(self._net, **properties)
+        self._manager = ConnectionManager(self._net, **properties)
         # A question about a topic must not make it.
         self._manager.cluster.config["allow_auto_create_topics"] = False
         self.close = weakref.finalize(self, _close, self._manager, self._net)
@@ -68,7 +67,7 @@ class PythonSource:
             self._manager.cluster.set_topics([self._topic])
         except kafka_errors.KafkaError as error:
             self.close()
-            raise self._named(error) from error
+            raise named(error, address, f"within {self._wait_s:g} s", self._manager.cause) from error
         self._topic_id: Any = None
         self._looked_at = 0.0
         self.topic()
@@ -289,8 +288,6 @@ class PythonSource:
         return named(error, self._address, f"within {self._wait_s:g} s")
 
 
-def _close(manager: KafkaConnectionManager, net: NetworkSelector) -> None:
+def _close(manager: ConnectionManager, net: NetworkSelector) -> None:
     manager.close()
-    for _ in range(_LAST_TURNS):  # a connection that was about to write closes only after that
-        net.poll(timeout_ms=1)
     net.close()

@@ -93,25 +93,11 @@ class Kafka(Part):
         jars(place.cache, self.name, _ARTIFACTS)
 
     def answers(self, place: Place) -> bool:
-        if not accepts(place.ports["kafka"]):  # kafka-python leaves a socket open for each refused connection
+        if not accepts(place.ports["kafka"]):
             return False
-        from kafka.admin import KafkaAdminClient
-        from kafka.errors import KafkaError
+        from cuckooflow.logs.kafka_python_admin import answers
 
-        try:
-            admin = KafkaAdminClient(
-                bootstrap_servers=self.address(place),
-                request_timeout_ms=_ANSWER_TIMEOUT_MS,
-                bootstrap_timeout_ms=_ANSWER_TIMEOUT_MS,
-            )
-        except KafkaError:
-            return False
-        try:
-            return bool(admin.describe_cluster()["brokers"])
-        except KafkaError:
-            return False
-        finally:
-            admin.close()
+        return answers(self.address(place), _ANSWER_TIMEOUT_MS)
 
     def address(self, place: Place) -> str:
         return f"{LOOPBACK}:{place.ports['kafka']}"

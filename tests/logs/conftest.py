@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,6 @@ _kafka = [pytest.param(library, marks=pytest.mark.cluster) for library in LIBRAR
 
 MakeTopic = Callable[..., KafkaAddress]
 MakeLog = Callable[..., LogAddress]
-
-
-@pytest.fixture
-def refused_connections() -> Iterator[None]:
-    """For a test whose broker is away: kafka-python leaves the socket of a refused connection to the collector."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
 
 
 @pytest.fixture(params=_kafka)

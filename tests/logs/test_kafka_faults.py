@@ -39,7 +39,6 @@ def kill(cluster: LocalCluster, wait_for) -> Callable[[], None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.usefixtures("refused_connections")
 def test_a_killed_broker_costs_time_and_no_message(cluster: LocalCluster, kill, library: str) -> None:
     address = KafkaAddress(
         bootstrap=cluster.addresses().kafka or "",
@@ -104,7 +103,6 @@ def test_a_killed_broker_costs_time_and_no_message(cluster: LocalCluster, kill, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.usefixtures("refused_connections")
 def test_a_broker_that_stays_away_is_named_within_the_bounds(
     cluster: LocalCluster, kill, library: str
 ) -> None:

@@ -347,7 +347,6 @@ def test_a_property_that_the_library_does_not_know_is_named(library: str, topic)
         assert "secret-value" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("refused_connections")
 def test_a_broker_that_is_not_there_is_named_within_the_bound(library: str) -> None:
     address = KafkaAddress(bootstrap="127.0.0.1:1", topic="t", library=library, read_timeout_s=1)
     for open_ in (address.open_reader, address.create_missing):

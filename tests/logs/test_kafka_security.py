@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cuckooflow.errors import LogError, LogUnavailable, SpecError
 from cuckooflow.logs.address import KafkaAddress, to_address
+from cuckooflow.logs.kafka_libraries import open_admin
 from cuckooflow.runners.cluster.cache import default_cache
 from cuckooflow.runners.cluster.kafka import Kafka
 from cuckooflow.runners.cluster.place import Place
@@ -89,7 +90,9 @@ listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.p
         running.stop()
 
 
-def address(secured: tuple[str, Path], library: str, **changes: str) -> KafkaAddress:
+def address(
+    secured: tuple[str, Path], library: str, read_timeout_s: float = 30, **changes: str
+) -> KafkaAddress:
     bootstrap, folder = secured
     client = {
         "security.protocol": "SASL_SSL",
@@ -105,7 +108,7 @@ def address(secured: tuple[str, Path], library: str, **changes: str) -> KafkaAdd
         partitions=2,
         library=library,
         client=client,
-        read_timeout_s=5,
+        read_timeout_s=read_timeout_s,
     )
 
 
@@ -128,22 +131,24 @@ def test_a_log_behind_tls_and_a_password(
     assert PASSWORD not in said
 
 
-@pytest.mark.usefixtures("refused_connections")
 def test_who_is_not_let_in_is_told_so_without_the_password(secured: tuple[str, Path], library: str) -> None:
     with pytest.raises(LogError) as caught:
         address(secured, library, sasl_password="wrong-password").open_reader()
     assert "wrong-password" not in str(caught.value)
     if library == "kafka-python":
         assert "let in" in str(caught.value)
+        with pytest.raises(LogError, match="let in"):
+            open_admin(address(secured, library, sasl_password="wrong-password"))
 
 
-@pytest.mark.usefixtures("refused_connections")
 def test_a_certificate_that_is_not_trusted_is_refused(
     secured: tuple[str, Path], library: str, tmp_path: Path
 ) -> None:
     (tmp_path / "other.pem").write_bytes(self_signed()[1])
-    with pytest.raises(LogUnavailable):
-        address(secured, library, ssl_ca_location=str(tmp_path / "other.pem")).open_reader()
+    with pytest.raises(LogUnavailable) as caught:
+        address(secured, library, 5, ssl_ca_location=str(tmp_path / "other.pem")).open_reader()
+    if library == "kafka-python":
+        assert "certificate verify failed" in str(caught.value)
 
 
 def test_a_password_that_is_not_there_names_where_it_should_be(
