@@ -245,7 +245,7 @@ class AvroColumns:
         size = np.where(self._need(lanes, size, what), size, 0)
         begin = self._at[lanes]
         self._at[lanes] = begin + size
-        if wanted is None:
+        if wanted is None and node.kind != "string":
             return pa.nulls(len(lanes))
         # The values and the gaps between them as they lie; lanes ascend, and so do the bounds.
         bounds = np.empty(2 * len(lanes) + 1, np.int64)
@@ -254,7 +254,9 @@ class AvroColumns:
             pa.large_binary(), 2 * len(lanes), [None, pa.py_buffer(bounds), pa.py_buffer(self._data)]
         )
         values = both.take(pa.array(np.arange(0, 2 * len(lanes), 2))).cast(pa.binary())
-        return self._text(values, lanes, what) if node.kind == "string" else values
+        if node.kind == "string":
+            values = self._text(values, lanes, what)  # also of what is passed over
+        return pa.nulls(len(lanes)) if wanted is None else values
 
     def _text(self, values: pa.Array, lanes: I64, what: str) -> pa.Array:
         try:

@@ -11,7 +11,7 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -163,7 +163,12 @@ def message(draw: st.DrawFn) -> bytes:
     return whole[:at] + bytes([whole[at] ^ (1 << draw(st.integers(0, 7)))]) + whole[at + 1 :]
 
 
+#: A key past U+10FFFF in a map that no column reads.
+NO_TEXT = b"\x02\x08\xf4\x90\x80\x80\x00\x00\x00\x02" + bytes(10)
+
+
 @settings(max_examples=200, deadline=None)
+@example(messages=[NO_TEXT])
 @given(messages=st.lists(message(), max_size=30))
 def test_rows_and_dead_letters_are_what_fastavro_says(messages: list[bytes]) -> None:
     parsed = parse(list(messages))
