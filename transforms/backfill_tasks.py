@@ -20,7 +20,7 @@ import pyarrow as pa
 from cuckooflow.transforms.closed_impressions import fit
 from cuckooflow.transforms.day_files import DEAD_LETTERS, EXAMPLES, LATE, UNMATCHED, DayFile, DayFileWriter
 from cuckooflow.transforms.dead_letters import DEAD_LETTER_SCHEMA
-from cuckooflow.transforms.in_band import IMPRESSIONS, NO_TIME_US, ROW_COLUMNS
+from cuckooflow.transforms.in_band import IMPRESSIONS, LOG_NAMES, NO_TIME_US, ROW_COLUMNS
 from cuckooflow.transforms.input_ranges import InputRange
 from cuckooflow.transforms.join_outputs import ExamplesSchema
 from cuckooflow.transforms.join_rows import ACCEPTED
@@ -38,6 +38,7 @@ from cuckooflow.transforms.pieces import (
 )
 from cuckooflow.transforms.scan_ranges import KEY_COLUMNS, RowLayout, ScanOptions, scan_range, with_watermarks
 from cuckooflow.transforms.slice_join import join_slice
+from cuckooflow.transforms.source_counts import add_counts
 from cuckooflow.transforms.whole_files import write_whole
 
 #: A refused impression: where it lies, when it was, and why it is refused.
@@ -148,6 +149,7 @@ class OrderTask:
                 refused = block.pieces.of_kind(UNORDERED_LETTERS)
                 letters, refused_again = _in_order(refused, DEAD_LETTER_SCHEMA, "")
                 entry.repeated = again + refused_again
+                add_counts(writer.counts, {f"{LOG_NAMES[block.log]}_positions_repeated": entry.repeated})
                 layout.add(rows, letters)
 
 

@@ -82,6 +82,7 @@ class DayManifest:
         partitions: of that log.
         files: what is there.
         counts: rows in and what became of them.
+        inputs: of a backfill, what its run has read of all inputs, also of other days, and left out.
         until_us: what a stream had given out when its clock was here; None: nothing follows.
         read: of an archive, partition (as text) -> first offset and end of what was read of the log.
     """
@@ -94,6 +95,7 @@ class DayManifest:
     partitions: int
     files: tuple[DayFile, ...]
     counts: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, int] = field(default_factory=dict)
     until_us: int | None = None
     read: dict[str, tuple[int, int]] = field(default_factory=dict)
 

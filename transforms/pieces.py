@@ -20,6 +20,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from cuckooflow.transforms.batch_bytes import decode_batch, encode_batch
+from cuckooflow.transforms.source_counts import add_counts
 from cuckooflow.transforms.whole_files import read_whole, whole_file, write_whole
 
 # --- kinds of pieces, by who receives them ----------------------------------------------------
@@ -50,6 +51,7 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 _BLOCKS = b"cuckooflow.blocks"
+_COUNTS = b"cuckooflow.counts"
 
 
 @dataclass
@@ -78,6 +80,9 @@ class PieceWriter:
 
     Args:
         path: of the file; the index is ``path + ".index"``.
+
+    Attributes:
+        blocks, counts: go into the index, see :class:`Catalogue`.
     """
 
     def __init__(self, path: str) -> None:
@@ -87,6 +92,7 @@ class PieceWriter:
         self._at = 0
         self._entries: list[tuple[int, ...]] = []
         self.blocks: list[Block] = []
+        self.counts: dict[str, int] = {}
 
     def __enter__(self) -> PieceWriter:
         self._file = self._context.__enter__()
@@ -123,7 +129,8 @@ class PieceWriter:
     def _index(self) -> bytes:
         columns = zip(*self._entries, strict=True) if self._entries else [[] for _ in INDEX_SCHEMA]
         blocks = json.dumps([asdict(block) for block in self.blocks], separators=(",", ":"))
-        schema = INDEX_SCHEMA.with_metadata({_BLOCKS: blocks.encode()})
+        counts = json.dumps(self.counts, separators=(",", ":"))
+        schema = INDEX_SCHEMA.with_metadata({_BLOCKS: blocks.encode(), _COUNTS: counts.encode()})
         arrays = [pa.array(values, f.type) for values, f in zip(columns, schema, strict=True)]
         return encode_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
@@ -137,17 +144,20 @@ class Catalogue:
         pieces: the columns of :data:`INDEX_SCHEMA` as numpy arrays, and ``file``, an index into ``files``;
             ``source`` is an index into ``blocks``.
         blocks: of all files.
+        counts: of all files together: what was read, and what became of it.
     """
 
     files: list[str]
     pieces: dict[str, npt.NDArray[Any]]
     blocks: list[Block]
+    counts: dict[str, int]
 
     @staticmethod
     def load(files: Sequence[str]) -> Catalogue:
         """Read the indexes of files that are all there."""
         blocks: list[Block] = []
         parts: list[dict[str, npt.NDArray[Any]]] = []
+        counts: dict[str, int] = {}
         for number, path in enumerate(files):
             blob = read_whole(path + ".index")
             assert blob is not None, f"{path} was not written"
@@ -156,11 +166,12 @@ class Catalogue:
             part["file"] = np.full(batch.num_rows, number, np.int32)
             part["source"] = np.where(part["source"] < 0, -1, part["source"] + len(blocks))
             blocks += [Block(**entry) for entry in json.loads(batch.schema.metadata[_BLOCKS])]
+            add_counts(counts, json.loads(batch.schema.metadata.get(_COUNTS, b"{}")))
             parts.append(part)
         names = [*INDEX_SCHEMA.names, "file"]
         empty = {name: np.empty(0, np.int64) for name in names}
         pieces = {name: np.concatenate([part[name] for part in parts or [empty]]) for name in names}
-        return Catalogue(list(files), pieces, blocks)
+        return Catalogue(list(files), pieces, blocks, counts)
 
     def where(self, mask: npt.NDArray[np.bool_], latest_us: npt.NDArray[np.int64] | None = None) -> Pieces:
         """Those of the pieces that a mask, (n,), marks; see :meth:`at`."""

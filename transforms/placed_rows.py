@@ -125,7 +125,8 @@ def parse_lines(
         return parsed
     append_us = np.full(len(lines), source.append_until_us or 0, np.int64)
     letters = dead_letters(source.name, -1 - number, offsets, append_us, lost)
-    return Parsed(parsed.rows, pa.concat_batches([parsed.dead, letters]), parsed.left_out)
+    dead = pa.concat_batches([parsed.dead, letters])
+    return Parsed(parsed.rows, dead, parsed.left_out, parsed.read + letters.num_rows)
 
 
 def _decode_places(lines: Sequence[bytes], source: PlacedInput, lost: list[Refused]) -> tuple[pa.Table, I64]:
@@ -226,4 +227,4 @@ def _placed(parsed: Parsed, places: Places, source: PlacedInput) -> Parsed:
             rows = rows.set_column(index, field, pa.array(column, field.type))
         both.append(rows)
     placed, dead = both
-    return Parsed(placed, dead, parsed.left_out)
+    return Parsed(placed, dead, parsed.left_out, parsed.read)

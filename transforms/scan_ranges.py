@@ -26,6 +26,7 @@ from cuckooflow.transforms.pieces import (
     PieceWriter,
 )
 from cuckooflow.transforms.prefix_watermarks import latest_before, watermarks
+from cuckooflow.transforms.source_counts import add_counts, parsed_counts
 
 I64 = npt.NDArray[np.int64]
 
@@ -71,6 +72,7 @@ def scan_range(range_: InputRange, options: ScanOptions, writer: PieceWriter) ->
     held: list[tuple[pa.RecordBatch, pa.RecordBatch]] = []
     held_bytes = 0
     for parsed in range_.parsed(options.max_future_skew_us):
+        add_counts(writer.counts, parsed_counts(range_.log, parsed))
         held.append((parsed.rows, parsed.dead))
         held_bytes += parsed.rows.nbytes + parsed.dead.nbytes
         if held_bytes >= options.flush_bytes:

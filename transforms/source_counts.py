@@ -11,6 +11,24 @@ from cuckooflow.transforms.in_band import LOG_NAMES
 from cuckooflow.transforms.parse import Parsed
 
 
+def parsed_counts(log: int, parsed: Parsed) -> dict[str, int]:
+    """What became of the rows of messages that were parsed, by the names that the balances use."""
+    found = {
+        "read": parsed.read,
+        "rows": parsed.rows.num_rows,
+        "refused": parsed.dead.num_rows,
+        "of_other_types": parsed.left_out.get(OTHER_ACTION, 0),
+        "messages_without_items": parsed.left_out.get(NO_ITEMS, 0),
+    }
+    return {f"{LOG_NAMES[log]}_{name}": count for name, count in found.items()}
+
+
+def add_counts(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add counts to others of the same names, in place."""
+    for name, count in more.items():
+        counts[name] = counts.get(name, 0) + count
+
+
 class SourceCounts:
     """Counts by log; a part of the poller's state, so that a restart counts nothing twice. Not thread-safe.
 
@@ -28,20 +46,15 @@ class SourceCounts:
 
     def add(self, log: int, messages: int, parsed: Parsed) -> None:
         """Count a batch of messages that was parsed."""
-        found = {
-            "messages": messages,
-            "read": parsed.read,
-            "rows": parsed.rows.num_rows,
-            "refused": parsed.dead.num_rows,
-            "of_other_types": parsed.left_out.get(OTHER_ACTION, 0),
-            "messages_without_items": parsed.left_out.get(NO_ITEMS, 0),
-        }
-        for name, count in found.items():
-            key = f"{LOG_NAMES[log]}_{name}"
-            self.counts[key] = self.counts.get(key, 0) + count
-        for name in ("messages", "rows"):
-            key = f"source_{LOG_NAMES[log]}_{name}"
-            self._fresh[key] = self._fresh.get(key, 0) + found[name]
+        found = {f"{LOG_NAMES[log]}_messages": messages, **parsed_counts(log, parsed)}
+        add_counts(self.counts, found)
+        for name in (f"{LOG_NAMES[log]}_messages", f"{LOG_NAMES[log]}_rows"):
+            add_counts(self._fresh, {f"source_{name}": found[name]})
+
+    def add_redelivered(self, log: int, messages: int) -> None:
+        """Count messages that were known, and so are in no other count."""
+        if messages:
+            add_counts(self.counts, {f"{LOG_NAMES[log]}_redelivered": messages})
 
     def take(self) -> dict[str, int]:
         """Counters, by name, and by how much they moved since this was last called."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import posixpath
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -43,7 +44,7 @@ from cuckooflow.transforms.backfill_tasks import (
     UnorderedBlock,
     read_done,
 )
-from cuckooflow.transforms.balances import imbalances
+from cuckooflow.transforms.balances import JOIN, SAMPLING, SOURCE, imbalances
 from cuckooflow.transforms.day_files import (
     DAY_US,
     DayManifest,
@@ -67,6 +68,7 @@ from cuckooflow.transforms.pieces import (
 from cuckooflow.transforms.prefix_watermarks import latest_before_blocks
 from cuckooflow.transforms.scan_ranges import ScanOptions
 from cuckooflow.transforms.slice_join import complete
+from cuckooflow.transforms.source_counts import add_counts
 from cuckooflow.transforms.whole_files import list_files, read_whole, remove, write_whole
 
 #: Rows that one task puts in order, block after block, default 64 MiB: a task's work, not its memory.
@@ -180,6 +182,8 @@ class _Backfill:
     def run(self) -> None:
         """All phases."""
         scanned = self._scan()
+        check_balance("inputs", {SOURCE: scanned.counts})
+        self._tell(" ".join(["inputs", *(f"{name}={n}" for name, n in sorted(scanned.counts.items()) if n)]))
         latest_us = before_blocks(scanned)
         verdicts = self._settle(scanned, latest_us)
         if self._request.hand_over_us is not None:
@@ -222,7 +226,11 @@ class _Backfill:
         ]
         self._run("order", ordering)
         laid_out = [task.path for task, range_ in zip(tasks, ranges, strict=True) if range_.ordered]
-        return Catalogue.load(laid_out + [task.path for task in ordering])
+        found = Catalogue.load(laid_out + [task.path for task in ordering])
+        # What was read of inputs without order is counted where it was read, what was put in order there.
+        counts = dict(scanned.counts)
+        add_counts(counts, Catalogue.load([task.path for task in ordering]).counts)
+        return replace(found, counts=counts)
 
     def _pieces(self, phase: str, number: int) -> str:
         return posixpath.join(self._work, f"{phase}-{number:06}.pieces")
@@ -250,7 +258,8 @@ class _Backfill:
         self._run(day.isoformat(), tasks)
         blobs = (read_whole(task.done) for task in tasks)
         files, counts = read_done(blob for blob in blobs if blob is not None)
-        check_balance(day, counts)
+        sampling = {name: counts.get(name, 0) for name in ("examples", "kept", "sampled_out")}
+        check_balance(day.isoformat(), {JOIN: counts, SAMPLING: sampling})
         manifest = DayManifest(
             day=day.isoformat(),
             job=self._job.name,
@@ -260,6 +269,7 @@ class _Backfill:
             partitions=self._options.partitions,
             files=tuple(files),
             counts=counts,
+            inputs=scanned.counts,
             until_us=self._request.hand_over_us,
         )
         commit_day(self._request.out, manifest, written)
@@ -356,13 +366,12 @@ def _first_times(scanned: Catalogue) -> npt.NDArray[np.int64]:
     return np.array([found.get((b.log, b.partition), 0) for b in scanned.blocks], np.int64)
 
 
-def check_balance(day: date, counts: dict[str, int]) -> None:
-    """Refuse a day whose rows do not add up.
+def check_balance(what: str, sums: Mapping[str, Mapping[str, int]]) -> None:
+    """Refuse a day, or inputs, whose rows do not add up.
 
     Raises:
         BackfillUnbalanced: naming what does not.
     """
-    sampling = {name: counts.get(name, 0) for name in ("examples", "kept", "sampled_out")}
-    faults = imbalances({"join": counts, "sampling": sampling})
+    faults = imbalances(sums)
     if faults:
-        raise BackfillUnbalanced(f"{day.isoformat()}: {'; '.join(faults)}")
+        raise BackfillUnbalanced(f"{what}: {'; '.join(faults)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.pipelines.spec_file import SpecFaults, load_spec, parse_spec
 from cuckooflow.transforms.balances import imbalances, totals
+from cuckooflow.transforms.day_files import read_manifest
 
 SHOWN = {
     "type": "record",
@@ -183,6 +185,15 @@ def test_requests_explode_into_impressions_and_meet_their_actions(spec: Path, cl
     assert sums["source"]["actions_of_other_types"] == len(actions) - wanted
     assert sums["join"]["impressions"] == sums["source"]["impressions_rows"] == len(expected)
     assert sums["source"]["impressions_messages_without_items"] == 8
+
+    days = spec.parent / "days"
+    done = cli("backfill", "join", spec, "--from", "2023-11-14", "--to", "2023-11-15", "--out", days)
+    assert done.returncode == 0, done.stderr[-4000:]
+    manifest = read_manifest(str(days), date(2023, 11, 14))
+    of_stream = {n: c for n, c in sums["source"].items() if not n.endswith("_messages")}
+    assert manifest is not None and manifest.inputs == of_stream
+    assert f"actions_of_other_types={len(actions) - wanted} " in done.stdout
+    assert " impressions_messages_without_items=8 " in done.stdout
 
 
 def read(path: Path) -> list[dict[str, Any]]:
