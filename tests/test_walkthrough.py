@@ -14,7 +14,13 @@ import pytest
 
 from cuckooflow.runners.cluster import LocalCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.fault,
+    pytest.mark.deep,
+    pytest.mark.timeout(600),
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPRESSIONS = 20_000
