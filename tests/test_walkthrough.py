@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,13 @@ import pytest
 
 from cuckooflow.runners.cluster import LocalCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.fault,
+    pytest.mark.deep,
+    pytest.mark.timeout(600),
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPRESSIONS = 20_000
@@ -52,7 +57,6 @@ def test_every_command_of_the_walkthrough(checkout: Path, shared_data: Path) -> 
     }
     said = []
     for block in blocks():
-        begin_s = time.monotonic()
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             cwd=checkout,
@@ -63,7 +67,6 @@ def test_every_command_of_the_walkthrough(checkout: Path, shared_data: Path) -> 
             check=False,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        print(f"{time.monotonic() - begin_s:5.1f} s  {block.splitlines()[0]}", flush=True)
         said.append(done.stdout)
 
     before, after = (text for text in said if re.search(r"^  restarts ", text, re.M))

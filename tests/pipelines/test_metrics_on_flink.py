@@ -15,7 +15,7 @@ from cuckooflow.runners.cluster import LocalCluster
 from cuckooflow.runners.flink_rest import FlinkRest
 from cuckooflow.transforms.metric_names import METRICS, known, pattern
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.deep, pytest.mark.timeout(400)]
 
 REQUESTS = 200
 START_MS = 1_767_225_600_000
@@ -37,12 +37,13 @@ def running(films: Any, cli: Callable[..., Any], flink: LocalCluster) -> Iterato
     words = ("run", "join", films.spec, "--runner", "flink", "--detach", "--parallelism=2")
     done = cli(*words, "--checkpointing_interval=1000", "--cluster", flink.folder)
     assert done.returncode == 0, done.stderr[-4000:]
-    yield f"{films.job.name}-join"
+    name = f"{films.job.name}-join"
+    yield name
     url = flink.addresses().flink_rest
     assert url is not None
     rest = FlinkRest(url)
     for job in rest.jobs():
-        if not job.ended:
+        if job.name == name and not job.ended:  # others share the cluster
             rest.cancel(job.id)
 
 
