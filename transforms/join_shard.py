@@ -96,6 +96,11 @@ class JoinShard:
         return self._clock.held
 
     @property
+    def over(self) -> bool:
+        """Whether every window is closed and everything was given out."""
+        return self._meta.clock_us == END_TIME_US
+
+    @property
     def late_queued(self) -> int:
         """Late actions that wait to be looked up."""
         return self._core.late_queued

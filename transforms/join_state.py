@@ -227,6 +227,7 @@ class ShardMeta:
 class _Place:
     lock: threading.Lock = field(default_factory=threading.Lock)
     memory: Any = None
+    over: bool = False  # everything was given out and told; there is no memory any more
 
 
 class HotTier:

@@ -220,6 +220,8 @@ class _JoinFn(beam.DoFn):
         begin = time.perf_counter_ns()
         place = HOT_TIER.place(self._job, self._stage, key)
         with place.lock:
+            if place.over:  # a runner may fire it after the other one
+                return
             place.memory = memory = self._memory(place.memory, key, state)
             out = memory.recheck()
             self._write(state, memory)
@@ -236,7 +238,7 @@ class _JoinFn(beam.DoFn):
             memory = self._memory(place.memory, key, state)
             out = memory.finish()
             self._write(state, memory)
-            place.memory = None
+            place.memory, place.over = None, memory.over
         self._count(out, begin)
         yield from self._tagged(key, out)
 
