@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def test_every_command_of_the_walkthrough(checkout: Path, shared_data: Path) -> 
     }
     said = []
     for block in blocks():
+        begin_s = time.monotonic()
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             cwd=checkout,
@@ -67,6 +69,7 @@ def test_every_command_of_the_walkthrough(checkout: Path, shared_data: Path) -> 
             check=False,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        print(f"{time.monotonic() - begin_s:5.1f} s  {block.splitlines()[0]}", flush=True)
         said.append(done.stdout)
 
     before, after = (text for text in said if re.search(r"^  restarts ", text, re.M))
