@@ -9,7 +9,7 @@ NATIVE_TESTS := $(wildcard embedding_store/native/test/*.cc)
 FOLDERS := embedding_store logs models pipelines runners serving transforms
 PRISM_VERSION := v2.77.0
 
-.PHONY: setup demo test test-faults explore lint format typing native-sanitize bench prism cluster-setup clean
+.PHONY: setup demo test test-faults explore lint format typing native-sanitize bench prism pubsub-fake cluster-setup clean
 
 setup: $(STAMP)
 
@@ -26,11 +26,11 @@ $(STAMP): $(VENV)/bin/uv requirements.txt requirements-confluent.txt requirement
 demo: $(STAMP)
 	$(BIN)/cuckooflow demo
 
-test: $(STAMP) prism cluster-setup
+test: $(STAMP) prism pubsub-fake cluster-setup
 	$(BIN)/python -m pytest -m "not deep"
 
 # Every fault, and whatever else takes minutes on a real Flink.
-test-faults: $(STAMP) cluster-setup
+test-faults: $(STAMP) pubsub-fake cluster-setup
 	$(BIN)/python -m pytest -m "fault or deep"
 
 # Property tests with new random examples; a failure prints how to have it again.
@@ -77,6 +77,12 @@ prism:
 	elif command -v go > /dev/null; then \
 	  GOBIN=$(CURDIR)/.cache/bin go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION); \
 	else echo "no Go here: the Prism tests will be skipped"; fi
+
+# The fake Pub/Sub of Google's Go client as a process; tests that need it skip with a reason where Go is absent.
+pubsub-fake:
+	@if ! command -v go > /dev/null; then echo "no Go here: the Pub/Sub tests will be skipped"; \
+	elif [ ! -x .cache/bin/pubsub-fake ] || [ -n "$$(find tests/pubsub_fake -newer .cache/bin/pubsub-fake)" ]; then \
+	  cd tests/pubsub_fake && go build -o $(CURDIR)/.cache/bin/pubsub-fake . ; fi
 
 # What the local cluster is made of: jars, and an environment with a wheel of this checkout for its workers. All of
 # it lies in a cache, by checksum of what it is made of, so a second time takes seconds.

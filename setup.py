@@ -52,6 +52,7 @@ setup(
     extras_require={
         "pipelines": [line for name, line in requirements.items() if name not in LIGHT],
         "kafka": [requirements[name] for name in ("kafka-python", "crc32c")],
+        "pubsub": [requirements["google-cloud-pubsub"]],
         "confluent": list(pinned("requirements-confluent.txt").values()),
     },
     entry_points={

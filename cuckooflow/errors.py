@@ -18,6 +18,11 @@ class SpecError(CuckooflowError):
     """The job spec, or an option, is wrong. Mend the fields that the message names."""
 
 
+class ReadOnceLog(SpecError):
+    """The input hands each message out once (Pub/Sub), and this needs a log that can be read again. Use a topic
+    or a folder, or another command."""
+
+
 # --- logs -----------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,7 @@ class MessageBatch:
         next_offset: where the next read begins; past the last offset here, holes included.
         held_back: of an empty batch: messages follow that may not be read yet, as a transaction is open. Such a
             partition has been read as far as it goes, and yet is not at its end.
+        labels: (n,) int64, what each message is called in rows and dead letters where that is not its offset.
     """
 
     partition: int
@@ -57,6 +58,7 @@ class MessageBatch:
     values: pa.BinaryArray
     next_offset: int
     held_back: bool = False
+    labels: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -161,6 +163,46 @@ class RetainingReader(Protocol):
         Raises:
             LogUnavailable: no broker answers.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Receipts:
+    """What was read since the last time that somebody asked.
+
+    Attributes:
+        ids: to acknowledge messages by, once what became of them is durable.
+        repeated: messages that had been read before, and were left out.
+        waiting: messages whose acknowledgement is outstanding, these included.
+    """
+
+    ids: tuple[str, ...] = ()
+    repeated: int = 0
+    waiting: int = 0
+
+
+@runtime_checkable
+class OnceReader(LogReader, Protocol):
+    """A reader of what hands messages out and keeps none that was acknowledged. It has one partition.
+
+    Its offsets number the messages in the order in which they came, and so mean something to this reader and its
+    state alone. Messages come in any order, and again until they are acknowledged; those known are left out.
+    """
+
+    def restore(self, state: Any) -> None:
+        """Go on from what :meth:`state` gave; before the first read."""
+        ...
+
+    def state(self) -> Any:
+        """Which messages were read, as JSON has it."""
+        ...
+
+    def keep(self) -> None:
+        """Tell that what waits is still being worked on. To be called with every poll, also where none is read."""
+        ...
+
+    def receipts(self) -> Receipts:
+        """What was read since the last call."""
         ...
 
 

@@ -52,6 +52,7 @@ class RunnerName(StrEnum):
     DIRECT = "direct"
     PRISM = "prism"
     FLINK = "flink"
+    DATAFLOW = "dataflow"
 
 
 class Dataset(StrEnum):
@@ -89,6 +90,10 @@ def plan(
 
         for name in job_commands.PipelineName:
             print_runner(planned(name.value, job, LocalCluster(cluster).addresses()), console)
+    elif runner is RunnerName.DATAFLOW:
+        from cuckooflow.pipelines.dataflow_run import planned as planned_on_dataflow
+
+        print_runner(planned_on_dataflow("join", job), console)
     elif runner is not None:
         from cuckooflow.pipelines.run import PRESETS
 
@@ -151,6 +156,13 @@ def run(
     if runner != RunnerName.FLINK:
         if detach or resume is not None:
             raise SpecError(f"--detach and --resume are for --runner flink, received --runner {runner.value}")
+        if runner == RunnerName.DATAFLOW:
+            from cuckooflow.pipelines.dataflow_run import run_on_dataflow
+
+            if stop_at_end:
+                raise SpecError("expected a job that goes on, on Dataflow: leave out --stop-at-end")
+            run_on_dataflow(pipeline.value, job, context.args, begun)
+            return
         from cuckooflow.pipelines.run import run_pipeline
 
         run_pipeline(pipeline.value, job, runner.value, stop_at_end, context.args, begun)

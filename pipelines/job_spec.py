@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from cuckooflow.logs.address import KafkaAddress, LocalAddress, LogAddress
+from cuckooflow.logs.pubsub_address import PubSubAddress
 from cuckooflow.models.duration import DurationUs
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.spec import ModelSpec
@@ -56,14 +57,28 @@ class KafkaLogSpec(Section):
     kafka: KafkaAddress
 
 
+class PubSubLogSpec(Section):
+    """A Pub/Sub subscription, for impressions or actions alone: what was acknowledged cannot be read again.
+
+    Attributes:
+        pubsub: where it lies, see :class:`~cuckooflow.logs.pubsub_address.PubSubAddress`.
+    """
+
+    pubsub: PubSubAddress
+
+
 #: How a fault's location names the kind of a log, and what it then is.
-LOG_KINDS: Mapping[str, type[Section]] = {"(folder)": LocalLogSpec, "(topic)": KafkaLogSpec}
+LOG_KINDS: Mapping[str, type[Section]] = {
+    "(folder)": LocalLogSpec,
+    "(topic)": KafkaLogSpec,
+    "(subscription)": PubSubLogSpec,
+}
 
 
 def _log_kind(value: Any) -> str | None:
-    """By the key that only a topic has."""
+    """By the key that only a topic, or a subscription, has."""
     if isinstance(value, Mapping):
-        return "(topic)" if "kafka" in value else "(folder)"
+        return "(topic)" if "kafka" in value else "(subscription)" if "pubsub" in value else "(folder)"
     return next((kind for kind, of_kind in LOG_KINDS.items() if isinstance(value, of_kind)), None)
 
 
@@ -72,7 +87,18 @@ LogSpec = Annotated[
     Discriminator(
         _log_kind,
         custom_error_type="log_kind",
-        custom_error_message="a mapping with path, a folder, or with kafka, a topic",
+        custom_error_message="a mapping with path, a folder, or with kafka, a topic; a Pub/Sub subscription may "
+        "be impressions and actions only, as it keeps no message that was acknowledged",
+    ),
+]
+InputSpec = Annotated[
+    Annotated[LocalLogSpec, Tag("(folder)")]
+    | Annotated[KafkaLogSpec, Tag("(topic)")]
+    | Annotated[PubSubLogSpec, Tag("(subscription)")],
+    Discriminator(
+        _log_kind,
+        custom_error_type="log_kind",
+        custom_error_message="a mapping with path, a folder, with kafka, a topic, or with pubsub, a subscription",
     ),
 ]
 
@@ -90,8 +116,8 @@ class LogsSpec(Section):
         join_balances, train_metrics, train_dead_letters: what the two pipelines report.
     """
 
-    impressions: LogSpec
-    actions: LogSpec
+    impressions: InputSpec
+    actions: InputSpec
     examples: LogSpec = LocalLogSpec(path=Path("logs/examples"))
     late: LogSpec = LocalLogSpec(path=Path("logs/late"))
     unmatched: LogSpec = LocalLogSpec(path=Path("logs/unmatched"))
@@ -312,7 +338,8 @@ class FilesSpec(Section):
     Attributes:
         files: a path relative to the job's ``dir``, or an address such as ``gs://bucket/...``; ``*`` stands for
             any name, ``**`` for any path.
-        format: ``parquet``, or ``json`` for one object a line; compressed where the name ends in .gz, .bz2 or .zst.
+        format: ``parquet``, ``json`` for one object a line, or ``tfrecord`` for TFRecords of messages in the log's
+            format (``tf_example`` for most); the last two compressed where the name ends in .gz, .bz2 or .zst.
         layout: ``rows`` (default): a column a field. ``messages``: each row is a message as it was in the log.
         partition, offset, row: columns that say where a row lay in its log, so that it may lie anywhere in any
             file; default none: a file is a partition in its own order.
@@ -322,7 +349,7 @@ class FilesSpec(Section):
     """
 
     files: str = Field(min_length=1)
-    format: Literal["parquet", "json"]
+    format: Literal["parquet", "json", "tfrecord"]
     layout: Literal["rows", "messages"] = "rows"
     partition: str | None = None
     offset: str | None = None
@@ -337,6 +364,10 @@ class FilesSpec(Section):
             raise ValueError("one of append and append_until, which says when events had arrived")
         if (self.partition is None) != (self.offset is None):
             raise ValueError("both of partition and offset, or neither")
+        if self.format == "tfrecord" and (
+            self.layout != "messages" or self.append is not None or self.offset is not None
+        ):
+            raise ValueError("of a tfrecord layout: messages and append_until, as a record has no columns")
         if self.row is not None and (self.offset is None or self.layout == "messages"):
             raise ValueError("row only beside offset, and in the layout rows")
         return self
@@ -372,11 +403,26 @@ class JobSpec(Section):
     serving: ServingSpec = ServingSpec()
     backfill: BackfillSpec = BackfillSpec()
 
-    def address(self, log: LogSpec) -> LogAddress:
-        """Where one of the job's logs lies."""
+    def address(self, log: InputSpec) -> LogAddress:
+        """Where one of the job's logs lies.
+
+        Raises:
+            ReadOnceLog: it is a Pub/Sub subscription, which only the join reads.
+        """
+        if isinstance(log, PubSubLogSpec):
+            raise log.pubsub.read_once("everything but the live join")
         if isinstance(log, KafkaLogSpec):
             return log.kafka
         return LocalAddress(self.path(log.path), log.partitions)
+
+    def input(self, log: InputSpec) -> LogAddress | PubSubAddress:
+        """Where an input of the join lies."""
+        return log.pubsub if isinstance(log, PubSubLogSpec) else self.address(log)
+
+    def subscriptions(self) -> list[str]:
+        """Those of the inputs that are Pub/Sub subscriptions."""
+        inputs = (self.logs.impressions, self.logs.actions)
+        return [str(log.pubsub) for log in inputs if isinstance(log, PubSubLogSpec)]
 
     def path(self, relative: Path) -> Path:
         """A path of the spec, resolved against the job's folder."""

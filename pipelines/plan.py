@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
 from cuckooflow.models.duration import format_duration
-from cuckooflow.pipelines.job_spec import ActionMessageSpec, JobSpec, KafkaLogSpec, LogSpec
+from cuckooflow.pipelines.job_spec import ActionMessageSpec, InputSpec, JobSpec, KafkaLogSpec, PubSubLogSpec
 from cuckooflow.pipelines.options import column_type
 from cuckooflow.transforms.columns import Column
 
@@ -73,8 +73,10 @@ def _join_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
     )
 
 
-def _place(log: LogSpec) -> str:
-    """A topic's address, without its client's properties, or a folder as the spec names it."""
+def _place(log: InputSpec) -> str:
+    """Address of a topic, without its client's properties, or of a subscription; or a folder as the spec names it."""
+    if isinstance(log, PubSubLogSpec):
+        return str(log.pubsub)
     return str(log.kafka) if isinstance(log, KafkaLogSpec) else str(log.path)
 
 

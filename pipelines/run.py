@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
-from cuckooflow.errors import CuckooflowError
+from cuckooflow.errors import CuckooflowError, ReadOnceLog
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.runners import direct, prism
 from cuckooflow.runners.preset import RunnerPreset
@@ -43,6 +43,11 @@ def run_pipeline(
     Raises:
         CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
     """
+    if name == "join" and job.subscriptions():
+        raise ReadOnceLog(
+            f"expected a runner that keeps state for {', '.join(job.subscriptions())}, received {runner}: what it has "
+            "acknowledged would be lost with its process; use --runner flink or dataflow"
+        )
     preset = PRESETS[runner](beam_args)
     on_signal(stop_sources)
     submit(stages(name, job, stop_at_end, hand_over), preset, partial(_await_end, name))

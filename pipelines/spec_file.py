@@ -26,6 +26,7 @@ from cuckooflow.pipelines.job_spec import (
     JoinSpec,
     LabelSpec,
     NegativeSamplingSpec,
+    PubSubLogSpec,
 )
 from cuckooflow.pipelines.messages import message_faults
 from cuckooflow.transforms.columns import Column
@@ -226,6 +227,7 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
         for log in ("impressions", "actions"):
             spec = getattr(sections["messages"], log)
             faults += [Fault(*fault) for fault in message_faults(log, spec, getattr(columns, log), folder)]
+    faults += _once_faults(sections)
     labels: dict[str, LabelSpec] | None = sections.get("labels")
     if columns is not None and "join" in sections:
         faults += _join_faults(sections["join"], columns)
@@ -269,6 +271,17 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
                 )
             )
     return faults
+
+
+def _once_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
+    """What a job cannot do whose inputs are read once."""
+    if "logs" not in sections or "join" not in sections:
+        return
+    logs = sections["logs"]
+    once = any(isinstance(log, PubSubLogSpec) for log in (logs.impressions, logs.actions))
+    if once and sections["join"].replay_speed is not None:
+        speed = repr(sections["join"].replay_speed)
+        yield Fault(("join", "replay_speed"), speed, "none where an input is a Pub/Sub subscription")
 
 
 def _join_faults(join: JoinSpec, columns: ColumnsSpec) -> Iterator[Fault]:

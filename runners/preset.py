@@ -20,10 +20,10 @@ class RunnerPreset:
         options: Beam's options, the user's own flags included.
         front_end: which source the poll core stands behind: ``generator`` for a runner that fuses
             the whole pipeline in one process, ``splittable`` for one that checkpoints a source,
-            ``stateful`` where checkpoints grow with that one.
+            ``stateful`` where checkpoints grow with that one, ``native`` for one that reads Pub/Sub itself.
     """
 
     name: str
     make_runner: Callable[[], PipelineRunner]
     options: PipelineOptions
-    front_end: Literal["generator", "splittable", "stateful"]
+    front_end: Literal["generator", "splittable", "stateful", "native"]

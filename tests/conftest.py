@@ -17,6 +17,7 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from cuckooflow.logs.pubsub_testing import PubSubFake
     from cuckooflow.runners.cluster import LocalCluster
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,19 @@ def prism() -> Path:
     if binary is None:
         pytest.skip(f"Prism is not installed; run make prism, or: {INSTALL}")
     return binary
+
+
+@pytest.fixture(scope="session")
+def pubsub() -> Iterator[PubSubFake]:
+    """Google's fake of Pub/Sub, shared: use subscriptions of your own. Skips, with the reason, where it was not built."""
+    from cuckooflow.logs.pubsub_testing import PubSubFake
+
+    binary = ROOT / ".cache" / "bin" / "pubsub-fake"
+    if not binary.exists():
+        pytest.skip("Google's fake of Pub/Sub is not built; with Go on the machine: make pubsub-fake")
+    fake = PubSubFake(binary)
+    yield fake
+    fake.close()
 
 
 @pytest.fixture(scope="session")

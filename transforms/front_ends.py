@@ -1,4 +1,4 @@
-"""The three ways a poller becomes a Beam source; the same polls and the same elements behind each.
+"""The ways a poller becomes a Beam source; the same polls and the same elements behind each.
 
 * ``generator``: one DoFn call that polls until the end. In the in-process runner, which fuses the whole
   pipeline, every element is through the pipeline before the next poll. It keeps no state across a
@@ -8,6 +8,9 @@
   deferred restrictions (apache/beam#27648).
 * ``stateful`` (:mod:`cuckooflow.transforms.stateful_poll`): a keyed DoFn with the poller's state in a state
   cell, driven by a timer; for Flink with a runner that leaks, as its checkpoints stay flat.
+
+* ``native``: as ``splittable``, and Pub/Sub is read by the runner itself
+  (:mod:`cuckooflow.transforms.given_messages`); for Dataflow.
 
 None tells the runner a watermark: time travels in band.
 """
@@ -20,11 +23,13 @@ from typing import Any, Literal
 import apache_beam as beam
 import pyarrow as pa
 
+from cuckooflow.transforms.acknowledge import Acknowledge
 from cuckooflow.transforms.coders import Keyed
 from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     BALANCES,
     DEAD,
+    RECEIPTS,
     STOP,
     OpenPoller,
     PollAnswer,
@@ -52,8 +57,8 @@ __all__ = [
     "wall_clock_us",
 ]
 
-FrontEnd = Literal["generator", "splittable", "stateful"]
-FRONT_ENDS: tuple[FrontEnd, ...] = ("generator", "splittable", "stateful")
+FrontEnd = Literal["generator", "splittable", "stateful", "native"]
+FRONT_ENDS: tuple[FrontEnd, ...] = ("generator", "splittable", "stateful", "native")
 
 
 class PollSourceTransform(beam.PTransform):
@@ -64,6 +69,7 @@ class PollSourceTransform(beam.PTransform):
         front_end: see the module.
         poll_interval_us: the wait after a poll that found nothing, default 100 ms. Costs freshness.
         firing: how much the ``stateful`` front end polls at once.
+        acknowledge: takes the receipts of messages that are read once; default none, for logs.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class PollSourceTransform(beam.PTransform):
         front_end: FrontEnd = "generator",
         poll_interval_us: int = 100_000,
         firing: Firing | None = None,
+        acknowledge: Acknowledge | None = None,
     ) -> None:
         super().__init__()
         if front_end not in FRONT_ENDS or poll_interval_us < 1:
@@ -83,6 +90,7 @@ class PollSourceTransform(beam.PTransform):
         self._front_end = front_end
         self._poll_interval_us = poll_interval_us
         self._firing = firing or Firing()
+        self._acknowledge = acknowledge
 
     def expand(self, begin: Any) -> Any:
         if self._front_end == "stateful":
@@ -93,9 +101,13 @@ class PollSourceTransform(beam.PTransform):
             make = _GeneratorPoll if self._front_end == "generator" else SplittablePoll
             fn = make(self._open_poller, self._poll_interval_us)
         poll = beam.ParDo(fn).with_output_types(Keyed)
-        tagged = start | "Poll" >> poll.with_outputs(DEAD, BALANCES, main="main")
+        tags = (DEAD, BALANCES) if self._acknowledge is None else (DEAD, BALANCES, RECEIPTS)
+        tagged = start | "Poll" >> poll.with_outputs(*tags, main="main")
         tagged[DEAD].element_type = pa.RecordBatch
         tagged[BALANCES].element_type = dict[str, Any]
+        if self._acknowledge is not None:
+            tagged[RECEIPTS].element_type = dict[int, tuple[str, ...]]
+            tagged[RECEIPTS] | "Acknowledge" >> beam.ParDo(self._acknowledge)
         return tagged
 
 

@@ -1,8 +1,8 @@
-"""Files of events as bounded inputs: Parquet or JSON lines, compressed or not, on any file system that Beam knows.
+"""Files of events as bounded inputs: Parquet, JSON lines or TFRecords, compressed or not, on any of Beam's file systems.
 
 A file holds rows, a column a field, or messages, whose bytes are one column. Where columns say so, a row keeps the
 position that it had in a log, and may lie anywhere in any file. Otherwise a file is a partition of its own, by its
-number among the sorted paths, and a row's offset is its number (Parquet) or its first byte (JSON lines).
+number among the sorted paths, and a row's offset is its number (Parquet) or its first byte (the others).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from cuckooflow.errors import InputFileWrong, SpecError
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.json_lines_file import lines_of
 from cuckooflow.transforms.parse import Parsed
-from cuckooflow.transforms.placed_rows import PlaceColumns, parse_lines, parse_places
+from cuckooflow.transforms.placed_rows import PlaceColumns, parse_lines, parse_places, parse_records
+from cuckooflow.transforms.tfrecord_file import records_of
 
 I64 = npt.NDArray[np.int64]
 
@@ -38,7 +39,8 @@ class FileInput:
 
     Attributes:
         pattern: path or address, with ``*`` for any name and ``**`` for any path.
-        format: ``parquet`` or ``json`` (one object a line; compressed where the name says so: .gz, .bz2, .zst).
+        format: ``parquet``, ``json`` (one object a line) or ``tfrecord`` (each record a message); the last two are
+            compressed where the name says so: .gz, .bz2, .zst.
         layout: ``rows``: a column a field. ``messages``: each row is a message of a log, its bytes in a column.
         columns: which columns say where a row lay.
         schema: of the events.
@@ -47,7 +49,7 @@ class FileInput:
     """
 
     pattern: str
-    format: Literal["parquet", "json"]
+    format: Literal["parquet", "json", "tfrecord"]
     layout: Literal["rows", "messages"]
     columns: PlaceColumns
     schema: EventSchema
@@ -61,6 +63,10 @@ class FileInput:
             )
         if (self.columns.partition is None) != (self.columns.offset is None):
             raise SpecError(f"{self.pattern}: expected columns of both partition and offset, or of neither")
+        if self.format == "tfrecord" and (self.layout != "messages" or self.columns.names()):
+            raise SpecError(
+                f"{self.pattern}: expected the layout messages and no columns, as a record has none"
+            )
 
     def listing(self) -> list[tuple[str, int]]:
         """Path and size of every file that is there now, by path.
@@ -81,7 +87,9 @@ class FileInput:
         return ranges
 
     def _ranges_of(self, log: int, number: int, path: str, size: int) -> Iterator[FileRange]:
-        if self.format == "json":
+        if self.format == "tfrecord":
+            yield FileRange(self, log, number, path, size, 0, -1, size)
+        elif self.format == "json":
             whole = _compressed(path)
             for at in range(0, max(1, size), max(1, size) if whole else RANGE_BYTES):
                 end = size if whole else min(size, at + RANGE_BYTES)
@@ -152,6 +160,9 @@ class FileRange:
             if source.format == "json":
                 yield from self._line_batches(max_future_skew_us)
                 return
+            if source.format == "tfrecord":
+                yield from self._record_batches(max_future_skew_us)
+                return
             with _open(self.path) as file:
                 opened = pq.ParquetFile(file)
                 meta = opened.metadata
@@ -178,9 +189,18 @@ class FileRange:
                 parsed = parse_lines(lines, offsets, self.number, self.input, self.log, max_future_skew_us)
                 yield parsed, min(1.0, share if end is not None else _HEAD_BYTES / max(1, 4 * self.size))
 
+    def _record_batches(self, max_future_skew_us: int) -> Iterator[tuple[Parsed, float]]:
+        with FileSystems.open(self.path, compression_type=CompressionTypes.AUTO) as file:
+            for records, offsets in records_of(file, _HEAD_BYTES):
+                yield (
+                    parse_records(records, offsets, self.number, self.input, self.log, max_future_skew_us),
+                    min(1.0, _HEAD_BYTES / max(1, self.size)),
+                )
+
     def _empty(self, max_future_skew_us: int) -> Parsed:
         none = np.empty(0, np.int64)
-        return parse_lines([], none, self.number, self.input, self.log, max_future_skew_us)
+        parse = parse_records if self.input.format == "tfrecord" else parse_lines
+        return parse([], none, self.number, self.input, self.log, max_future_skew_us)
 
 
 def _open(path: str) -> Any:

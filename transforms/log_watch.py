@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from cuckooflow.errors import LogUnavailable
-from cuckooflow.logs.contract import LogReader, MessageBatch, PrefetchingReader, ReportingReader
+from cuckooflow.logs.contract import LogReader, MessageBatch, OnceReader, PrefetchingReader, ReportingReader
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class LogWatch:
     def begin_poll(self, offsets: Mapping[int, int], max_bytes: int) -> None:
         """A poll begins, which will read partitions at these offsets: one round trip for all, if that helps."""
         self._away_in_this_poll = False
+        if isinstance(self.reader, OnceReader):
+            self.reader.keep()
         if isinstance(self.reader, PrefetchingReader) and len(offsets) > 1:
             self.reader.prefetch(offsets, max_bytes)
 
@@ -66,6 +68,8 @@ class LogWatch:
         """
         if self.away:
             return None
+        if isinstance(self.reader, OnceReader):
+            return None  # it has none
         try:
             return self.reader.end_offset(partition)
         except LogUnavailable as error:

@@ -129,6 +129,19 @@ def parse_lines(
     return Parsed(parsed.rows, dead, parsed.left_out, parsed.read + letters.num_rows)
 
 
+def parse_records(
+    records: Sequence[bytes],
+    offsets: I64,
+    number: int,
+    source: PlacedInput,
+    log: int,
+    max_future_skew_us: int,
+) -> Parsed:
+    """Parse messages that lie in a file of their own, with their first bytes for offsets."""
+    places = _places(pa.table({"_": pa.nulls(len(records))}), offsets, number, source)
+    return _messages(pa.array(records, pa.binary()), places, log, source, max_future_skew_us)
+
+
 def _decode_places(lines: Sequence[bytes], source: PlacedInput, lost: list[Refused]) -> tuple[pa.Table, I64]:
     """The columns of places (and of values) of the lines that have them, and which lines these are."""
     columns = source.columns

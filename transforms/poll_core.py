@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.errors import LogError, LogUnavailable, SpecError
-from cuckooflow.logs.contract import LogReader
+from cuckooflow.logs.contract import LogReader, OnceReader
 from cuckooflow.transforms.balances import SOURCE, balance_figures, balance_records
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.hand_over import HandOver
@@ -32,6 +32,7 @@ from cuckooflow.transforms.in_band import (
     Link,
 )
 from cuckooflow.transforms.log_watch import LogWatch
+from cuckooflow.transforms.once_inputs import check_once, labelled, take_receipts
 from cuckooflow.transforms.parse import parse_messages
 from cuckooflow.transforms.poll_elements import Element, shard_elements
 from cuckooflow.transforms.poll_options import PollOptions
@@ -68,6 +69,7 @@ class Polled:
         paused: partitions, as (log, partition), that are too far ahead.
         balances: records of what was read, see :mod:`~cuckooflow.transforms.balances`.
         counted, figures: see :class:`~cuckooflow.transforms.pollers.PollAnswer`.
+        receipts: log -> ids to acknowledge by; logs that are read once are there while something of them waits.
     """
 
     elements: list[Element]
@@ -78,6 +80,7 @@ class Polled:
     balances: Sequence[dict[str, Any]] = ()
     counted: Mapping[str, int] = field(default_factory=dict)
     figures: Mapping[str, int] = field(default_factory=dict)
+    receipts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 class PollCore:
@@ -105,8 +108,15 @@ class PollCore:
     ) -> None:
         _check_together(impressions.schema, actions.schema)
         options = options or PollOptions()
+        for source in (impressions, actions):
+            check_once(source.reader, options, hand_over)
         self.options = options
         self._sources: Mapping[int, PollSource] = {IMPRESSIONS: impressions, ACTIONS: actions}
+        self._once = {
+            log: source.reader
+            for log, source in self._sources.items()
+            if isinstance(source.reader, OnceReader)
+        }
         self._incarnations = {log: source.reader.incarnation() for log, source in self._sources.items()}
         self._watches = {
             log: LogWatch(source.reader, options.unavailable_for_us) for log, source in self._sources.items()
@@ -186,10 +196,13 @@ class PollCore:
                 {p: now.next_offset for (of, p), now in self._partitions.items() if of == log}, now_us
             )
         rows_out = sum(batch.num_rows for _, batch in elements)
+        receipts = take_receipts(self._once, self._read_counts)
         balances = self._read_counts.report(now_us, self.ended)
         figures = self._figures(paused, now_us) | balance_figures(SOURCE, balances)
         counted = self._read_counts.take() | {balance_records(SOURCE): len(balances)}
-        return Polled(elements, dead, rows_out, progressed, tuple(sorted(paused)), balances, counted, figures)
+        return Polled(
+            elements, dead, rows_out, progressed, tuple(sorted(paused)), balances, counted, figures, receipts
+        )
 
     def state(self) -> bytes:
         """Where the poller stands, to go on from later."""
@@ -199,6 +212,7 @@ class PollCore:
             "last_element_us": self._last_element_us,
             "partitions": PartitionState.dump(self._partitions),
             "counts": self._read_counts.counts,
+            "once": {log: reader.state() for log, reader in self._once.items()},
         }
         return json.dumps(body, separators=(",", ":")).encode()
 
@@ -262,7 +276,11 @@ class PollCore:
         self._last_element_us = body["last_element_us"]
         self._read_counts = SourceCounts(self.options.balance_interval_us, body["counts"])
         found = PartitionState.load(body["partitions"])
+        for log, once in self._once.items():
+            once.restore(body["once"][str(log)])
         for (log, partition), now in found.items():
+            if log in self._once:
+                continue
             end = self._sources[log].reader.end_offset(partition)
             if now.next_offset > end:
                 raise LogError(
@@ -320,6 +338,8 @@ class PollCore:
         if self._hand_over is not None and dead.num_rows:
             dead = self._not_backfilled(rows, dead, now.watermark_us, self._hand_over.at_us)
         self._read_counts.add(log, len(batch), parsed)
+        if batch.labels is not None:
+            rows, dead = labelled(rows, "_offset", batch), labelled(dead, "offset", batch)
         if rows.num_rows:
             after = np.maximum.accumulate(rows.column("_time").to_numpy()) - self.options.max_skew_us
             after = np.maximum(after, now.watermark_us)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cuckooflow.transforms.metrics import count, show
 
 #: The tags of a source's further outputs.
-DEAD, BALANCES = "dead", "balances"
+DEAD, BALANCES, RECEIPTS = "dead", "balances", "receipts"
 
 #: Set by :func:`stop_sources`.
 STOP = threading.Event()
@@ -35,7 +35,10 @@ def wall_clock_us() -> int:
 
 
 class PollAnswer(Protocol):
-    """What one poll gave; ``progressed`` is false where the caller may wait before the next."""
+    """What one poll gave; ``progressed`` is false where the caller may wait before the next.
+
+    ``receipts``, log -> ids, is there where messages wait for their acknowledgement.
+    """
 
     @property
     def elements(self) -> Sequence[tuple[int, pa.RecordBatch]]: ...
@@ -45,6 +48,9 @@ class PollAnswer(Protocol):
 
     @property
     def balances(self) -> Sequence[dict[str, Any]]: ...
+
+    @property
+    def receipts(self) -> Mapping[int, tuple[str, ...]]: ...
 
     @property
     def progressed(self) -> bool: ...
@@ -90,6 +96,8 @@ def outputs(answer: PollAnswer) -> Iterator[Any]:
         yield beam.pvalue.TaggedOutput(DEAD, letters)
     for record in answer.balances:
         yield beam.pvalue.TaggedOutput(BALANCES, record)
+    if answer.receipts:
+        yield beam.pvalue.TaggedOutput(RECEIPTS, answer.receipts)
 
 
 # --- between two bundles --------------------------------------------------------------------

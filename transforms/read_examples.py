@@ -72,6 +72,7 @@ class ExamplesPolled:
     balances: tuple[dict[str, Any], ...] = ()
     counted: Mapping[str, int] = field(default_factory=dict)
     figures: Mapping[str, int] = field(default_factory=dict)
+    receipts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 class ExamplesPoller:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import uuid
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from cuckooflow.logs.address import LogAddress, to_address
+from cuckooflow.logs.once_messages import OnceMessages
+from cuckooflow.logs.pubsub_address import PubSubAddress
+from cuckooflow.transforms.acknowledge import Acknowledge
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
+from cuckooflow.transforms.given_poller import GivenPoller
 from cuckooflow.transforms.hand_over import HandOver
+from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS
 from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
 from cuckooflow.transforms.replay_bound import ReplayBound
 
@@ -18,7 +25,7 @@ from cuckooflow.transforms.replay_bound import ReplayBound
 class LogInput:
     """A log to read: where it lies, and the shape of its rows."""
 
-    place: LogAddress | str | os.PathLike[str]
+    place: LogAddress | PubSubAddress | str | os.PathLike[str]
     schema: EventSchema
 
     def open(self) -> PollSource:
@@ -28,7 +35,8 @@ class LogInput:
             LogNotFound: no log is there.
             LogUnavailable: no broker answers.
         """
-        return PollSource(to_address(self.place).open_reader(), self.schema)
+        place = self.place if isinstance(self.place, PubSubAddress) else to_address(self.place)
+        return PollSource(place.open_reader(), self.schema)
 
 
 def _open_poller(
@@ -42,6 +50,29 @@ def _open_poller(
     if replay is not None:
         replay.check(state)
     return PollCore(impressions.open(), actions.open(), options, state, hand_over)
+
+
+def _open_given(
+    impressions: LogInput,
+    actions: LogInput,
+    options: PollOptions,
+    hand_over: HandOver | None,
+    replay: ReplayBound | None,
+    state: bytes | None,
+) -> GivenPoller:
+    """As :func:`_open_poller`, with readers of subscriptions that are given their messages."""
+    if replay is not None:
+        replay.check(state)
+    readers: dict[int, OnceMessages] = {}
+    sources: dict[int, PollSource] = {}
+    for log, source in ((IMPRESSIONS, impressions), (ACTIONS, actions)):
+        if isinstance(source.place, PubSubAddress):
+            readers[log] = OnceMessages(source.place)
+            sources[log] = PollSource(readers[log], source.schema)
+        else:
+            sources[log] = source.open()
+    core = PollCore(sources[IMPRESSIONS], sources[ACTIONS], options, state, hand_over)
+    return GivenPoller(core, readers)
 
 
 class ReadLogs(PollSourceTransform):
@@ -78,6 +109,28 @@ class ReadLogs(PollSourceTransform):
         replay: ReplayBound | None = None,
     ) -> None:
         options = options or PollOptions()
-        _open_poller(impressions, actions, options, hand_over, None, None)
-        open_poller = partial(_open_poller, impressions, actions, options, hand_over, replay)
-        super().__init__(open_poller, front_end, poll_interval_us, firing)
+        once = {
+            log: source.place
+            for log, source in ((IMPRESSIONS, impressions), (ACTIONS, actions))
+            if isinstance(source.place, PubSubAddress)
+        }
+        native = front_end == "native" and bool(once)
+        given = (impressions, actions, options, hand_over)
+        (_open_given if native else _open_poller)(*given, None, None)
+        acknowledge = Acknowledge(uuid.uuid4().hex, once) if once and not native else None
+        super().__init__(
+            partial(_open_poller, *given, replay), front_end, poll_interval_us, firing, acknowledge
+        )
+        self._open_given = partial(_open_given, *given, replay)
+        self._interval_us = poll_interval_us
+        self._native = once if native else {}
+
+    def expand(self, begin: Any) -> Any:
+        """The source, or the runner's own and a poller behind it."""
+        if not self._native:
+            return super().expand(begin)
+        # Imported here: only a runner with a reader of its own needs Beam's Pub/Sub.
+        from cuckooflow.transforms.given_messages import PollGiven, read_given
+
+        given = read_given(begin, self._native)
+        return given | "Given" >> PollGiven(self._open_given, self._interval_us)

@@ -141,8 +141,10 @@ class StatefulPoll(beam.DoFn):
             emitted += sum(batch.nbytes for _, batch in answer.elements)
             if emitted >= self._firing.max_bytes or (time.monotonic() - begin) * 1e6 >= self._firing.max_us:
                 break
-        place = place_of(poller)
-        cell.write(place)
+        after = place_of(poller)
+        if after != place:
+            cell.write(after)
+            place = after
         if not poller.ended and not STOP.is_set():
             WAITING.keep(self._source, place, poller)
             again.set(time.time() + (0 if progressed else self._poll_interval_us / 1e6))

@@ -28,7 +28,7 @@ from cuckooflow.pipelines.demo.replay import Replay
 from cuckooflow.pipelines.demo.story import Story, Told, choose_story
 from cuckooflow.pipelines.demo.telling import Telling
 from cuckooflow.pipelines.demo.watch import Watch
-from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
+from cuckooflow.pipelines.job_spec import InputSpec, JobSpec
 from cuckooflow.pipelines.supervisor import Supervisor, address_files
 from cuckooflow.serving.client import ScorerClient
 
@@ -270,7 +270,7 @@ class LiveRun:
         )
 
 
-def _folder(job: JobSpec, log: LogSpec) -> Path:
+def _folder(job: JobSpec, log: InputSpec) -> Path:
     """The demo's own job has no topics."""
     address = job.address(log)
     assert isinstance(address, LocalAddress)

@@ -47,8 +47,8 @@ def build_join(
     # What a backfill has written lies in files, and what the log holds was written before it: neither is replayed.
     replay = ReplayBound(examples, job.training.dedupe_rows) if hand_over is None else None
     elements = pipeline | "ReadLogs" >> ReadLogs(
-        LogInput(job.address(logs.impressions), impressions),
-        LogInput(job.address(logs.actions), actions),
+        LogInput(job.input(logs.impressions), impressions),
+        LogInput(job.input(logs.actions), actions),
         poll_options(job, stop_at_end),
         front_end,
         hand_over=hand_over,

@@ -25,6 +25,7 @@ from cuckooflow.transforms.dead_letters import original_value, to_json_lines
 from cuckooflow.transforms.in_band import IMPRESSIONS
 from cuckooflow.transforms.input_files import FileInput
 from cuckooflow.transforms.json_lines_file import lines_of
+from cuckooflow.transforms.message_format import MessageFormat
 from cuckooflow.transforms.parse import parse_messages
 from cuckooflow.transforms.placed_rows import PlaceColumns
 
@@ -51,9 +52,10 @@ def files(tmp_path: Path, pattern: str, **more) -> FileInput:
         "layout": "rows",
         "columns": PlaceColumns(),
         "append_until_us": 10**13,
+        "schema": SCHEMA,
         **more,
     }
-    return FileInput(str(tmp_path / pattern), schema=SCHEMA, name="shown", **values)
+    return FileInput(str(tmp_path / pattern), name="shown", **values)
 
 
 def read(source: FileInput) -> tuple[list[dict], list[dict]]:
@@ -103,6 +105,55 @@ def test_json_lines_in_the_order_of_their_file(tmp_path, monkeypatch, name):
         ("not_an_object", b"null"),
         ("missing_column", b'{"k": "late"}'),
     ]
+
+
+@pytest.mark.parametrize(("name", "compression"), [("a.tfrecord", ""), ("a.tfrecord.gz", "GZIP")])
+def test_tfrecords_of_examples_in_the_order_of_their_file(tmp_path, name, compression):
+    """Written by TensorFlow itself."""
+    import tensorflow as tf
+
+    def example(n: int) -> bytes:
+        features = {
+            "k": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"k%d" % n])),
+            "x": tf.train.Feature(float_list=tf.train.FloatList(value=[n / 2])),
+            "t": tf.train.Feature(int64_list=tf.train.Int64List(value=[1_000 + n])),
+        }
+        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+    records = [example(n) for n in range(300)]
+    records.insert(100, b"\xff\xff")
+    with tf.io.TFRecordWriter(str(tmp_path / name), compression) as writer:
+        for record in records:
+            writer.write(record)
+    schema = SCHEMA.model_copy(update={"message": MessageFormat(kind="tf_example")})
+    source = files(tmp_path, "*.tfrecord*", format="tfrecord", layout="messages", schema=schema)
+    rows, letters = read(source)
+    assert [(row["k"], row["x"]) for row in rows] == [(f"k{n}", n / 2) for n in range(300)]
+    starts = np.cumsum([0, *(len(record) + 16 for record in records)]).tolist()
+    assert [row["_offset"] for row in rows] == starts[:100] + starts[101:301]
+    (letter,) = letters
+    assert (letter["offset"], letter["value"]) == (starts[100], b"\xff\xff")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:20] + b"!" + b[21:], lambda b: b[:5]])
+def test_a_tfrecord_file_that_is_not_whole_is_refused(tmp_path, damage):
+    import tensorflow as tf
+
+    path = tmp_path / "a.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for n in range(3):
+            writer.write(json.dumps(event(n)).encode())
+    source = files(tmp_path, "a.tfrecord", format="tfrecord", layout="messages")
+    rows, letters = read(source)
+    assert ([row["k"] for row in rows], letters) == (["k0", "k1", "k2"], [])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputFileWrong, match=r"a\.tfrecord"):
+        read(source)
+
+
+def test_a_tfrecord_has_no_columns(tmp_path):
+    with pytest.raises(SpecError, match="layout messages"):
+        files(tmp_path, "a.tfrecord", format="tfrecord")
 
 
 def test_parquet_rows_in_the_order_of_their_file(tmp_path, monkeypatch):
