@@ -66,12 +66,15 @@ def as_trained(rows: list[dict[str, object]]) -> pa.RecordBatch:
     )
 
 
-@pytest.mark.parametrize("kind", ["lr", "deepfm"])
+@pytest.mark.parametrize("kind", ["lr", "deepfm", "dcn"])
 def test_the_scorer_answers_what_the_training_store_says(
     kind: str, start: Callable[..., str], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(7)
-    spec = ModelSpec(kind=kind, labels=("click", "like"), dim=4, hidden=(16,), init_stddev=0.05)  # type: ignore[arg-type]
+    hidden = {"hidden": (16,)} if kind != "lr" else {}
+    spec = ModelSpec.model_validate(
+        {"kind": kind, "labels": ("click", "like"), "dim": 4, "init_stddev": 0.05, **hidden}
+    )
     model = build_model(spec, FEATURES)
     store = EmbeddedStore(store_config(model, counting=True), None)
     store.open_log("examples", "log", {0: Position(0)})
