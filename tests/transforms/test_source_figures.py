@@ -30,9 +30,12 @@ class Away:
         self.away = False
 
     def __getattr__(self, name: str) -> Any:
-        if self.away and name in ("read", "end_offset"):
-            raise LogUnavailable("no broker answers")
-        return getattr(self._reader, name)
+        found = getattr(self._reader, name)
+        return self._unavailable if self.away and name in ("read", "end_offset") else found
+
+    @staticmethod
+    def _unavailable(*_: Any, **__: Any) -> None:
+        raise LogUnavailable("no broker answers")
 
 
 class Source:
