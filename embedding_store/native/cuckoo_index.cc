@@ -10,7 +10,10 @@ namespace {
 constexpr size_t kSegmentsPerBlock = HugeBlock::kAlign / CuckooIndex::kSegmentBytes;
 }  // namespace
 
-CuckooIndex::CuckooIndex() { directory_.push_back(new_segment()); }
+CuckooIndex::CuckooIndex() {
+  directory_.push_back(new_segment());
+  bases_.push_back(base_of(directory_.back().buckets));
+}
 
 CuckooIndex::Segment CuckooIndex::new_segment() {
   if (segments_ % kSegmentsPerBlock == 0) {
@@ -187,6 +190,7 @@ void CuckooIndex::split(uint64_t hash) {
     wider.reserve(directory_.size() * 2);
     for (const Segment& entry : directory_) wider.insert(wider.end(), 2, entry);
     directory_ = std::move(wider);
+    bases_.resize(directory_.size());
     ++depth_;
   }
   const Segment fresh = new_segment();
@@ -209,6 +213,7 @@ void CuckooIndex::split(uint64_t hash) {
   for (size_t entry = 0; entry < directory_.size(); ++entry) {
     const bool upper = (entry >> (depth_ - depth - 1)) & 1U;
     if (directory_[entry].number == old.number && upper) directory_[entry] = fresh;
+    bases_[entry] = base_of(directory_[entry].buckets);
   }
 }
 

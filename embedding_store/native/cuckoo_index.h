@@ -91,12 +91,30 @@ class CuckooIndex {
     uint32_t tag() const { return tag_of(hash); }
   };
 
+  // Where the segments lie, by value: what a loop over ids keeps in registers. Stale once a key was added.
+  class Directory {
+   public:
+    Place place(uint64_t hash) const {
+      return {hash, reinterpret_cast<CuckooBucket*>(uintptr_t{bases_[slot(hash)]} << kSegmentShift)};
+    }
+
+   private:
+    friend class CuckooIndex;
+    Directory(const uint32_t* bases, uint32_t depth) : bases_(bases), shift_(63 - depth) {}
+    // Depth 0 would shift by 64.
+    size_t slot(uint64_t hash) const { return (hash >> 1) >> shift_; }
+
+    const uint32_t* bases_;
+    uint32_t shift_;
+  };
+
   CuckooIndex();
 
   static uint64_t hash(uint64_t key) { return mix64(key + 0x9e3779b97f4a7c15ULL); }
 
   Place place(uint64_t key) const { return place_of(hash(key)); }
-  Place place_of(uint64_t hash) const { return {hash, directory_[directory_slot(hash)].buckets}; }
+  Place place_of(uint64_t hash) const { return directory().place(hash); }
+  Directory directory() const { return {bases_.data(), depth_}; }
 
   uint32_t find(uint64_t key) const {
     const Place at = place(key);
@@ -145,6 +163,13 @@ class CuckooIndex {
   static constexpr uint64_t kSegmentBytes = sizeof(CuckooBucket) * kBuckets;
 
  private:
+  // A segment is aligned to its size, so that four bytes tell where it lies: the directory is read for every
+  // id and shares the first cache with what is on the way.
+  static constexpr uint32_t kSegmentShift = 18;
+  static_assert(kSegmentBytes == uint64_t{1} << kSegmentShift);
+  static uint32_t base_of(const CuckooBucket* buckets) {
+    return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(buckets) >> kSegmentShift);
+  }
   struct Segment {
     CuckooBucket* buckets;
     uint32_t number;
@@ -159,8 +184,7 @@ class CuckooIndex {
     const uint32_t second = (hash >> (kBucketBits + CuckooBucket::kTagBits)) & (kBuckets - 1);
     return second == first ? first ^ 1U : second;
   }
-  // Depth 0 would shift by 64.
-  size_t directory_slot(uint64_t hash) const { return (hash >> 1) >> (63 - depth_); }
+  size_t directory_slot(uint64_t hash) const { return directory().slot(hash); }
 
   Segment new_segment();
   bool try_insert(const Segment& segment, uint64_t hash, uint64_t key, uint32_t row);
@@ -171,6 +195,7 @@ class CuckooIndex {
   void find_spilled(const Segment& segment);
 
   std::vector<Segment> directory_;  // 2^depth_ entries; a segment of lesser depth fills several
+  std::vector<uint32_t> bases_;     // of the segment of each entry, its address / 256 KiB
   std::vector<uint32_t> used_;      // keys in each segment
   std::vector<uint32_t> erased_;    // keys erased from each segment since its spilled bits were exact
   std::vector<uint8_t> depths_;     // bits of the hash that each segment's keys share

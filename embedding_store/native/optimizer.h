@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 namespace cuckooflow {
 
@@ -65,68 +64,8 @@ struct Optimizer {
   }
 
   // One step with gradient g; `step` counts this row's updates from 1. `slots` holds `slots(n)` floats,
-  // one whole array after the other. The loops have no branches and no aliases, so that they
-  // become vector instructions.
-  void apply(float* __restrict weights, float* __restrict slots, const float* __restrict g, int64_t n,
-             uint32_t step) const {
-    switch (kind) {
-      case OptimizerKind::kSgd:
-        for (int64_t i = 0; i < n; ++i) weights[i] -= learning_rate * g[i];
-        return;
-      case OptimizerKind::kAdagrad: {  // Duchi, Hazan, Singer (2011)
-        const float rate = learning_rate;
-        for (int64_t i = 0; i < n; ++i) {
-          slots[i] += g[i] * g[i];
-          weights[i] -= rate * g[i] / positive(std::sqrt(slots[i]));
-        }
-        return;
-      }
-      case OptimizerKind::kAdam: {  // Kingma and Ba (2015), the end of section 2: epsilon is not corrected
-        float* __restrict m = slots;
-        float* __restrict v = slots + n;
-        const double rate = learning_rate * std::sqrt(1.0 - std::pow(static_cast<double>(beta2), step)) /
-                            (1.0 - std::pow(static_cast<double>(beta1), step));
-        const float alpha = static_cast<float>(rate);
-        for (int64_t i = 0; i < n; ++i) {
-          m[i] += (1.0F - beta1) * (g[i] - m[i]);
-          // Not v += (1 - beta2) * (g * g - v): once a square overflows, that is infinity less infinity.
-          v[i] = beta2 * v[i] + (1.0F - beta2) * (g[i] * g[i]);
-          weights[i] -= alpha * m[i] / (std::sqrt(v[i]) + epsilon);
-        }
-        return;
-      }
-      case OptimizerKind::kFtrl: {  // McMahan et al. (2013), algorithm 1, one coordinate at a time
-        float* __restrict z = slots;
-        float* __restrict sum = slots + n;
-        const float by_rate = 1.0F / learning_rate;
-        for (int64_t i = 0; i < n; ++i) {
-          const float grown = std::min(sum[i] + g[i] * g[i], std::numeric_limits<float>::max());
-          // sqrt(grown) - sqrt(sum), without the cancellation.
-          const float root = std::sqrt(grown);
-          const float sigma = (grown - sum[i]) / positive(root + std::sqrt(sum[i])) * by_rate;
-          z[i] += g[i] - sigma * weights[i];
-          sum[i] = grown;
-          // What the sign of z leaves of l1; zero added makes a negative zero a plain one.
-          const float shrunk = std::copysign(std::max(std::fabs(z[i]) - l1, 0.0F), -z[i]) + 0.0F;
-          weights[i] = shrunk / ((beta + root) * by_rate + l2);
-        }
-        return;
-      }
-      case OptimizerKind::kRowwiseAdagrad: {
-        double squares = 0.0;
-        for (int64_t i = 0; i < n; ++i) squares += static_cast<double>(g[i]) * g[i];
-        slots[0] += static_cast<float>(squares / static_cast<double>(n));
-        const float rate = learning_rate / positive(std::sqrt(slots[0]));
-        for (int64_t i = 0; i < n; ++i) weights[i] -= rate * g[i];
-        return;
-      }
-    }
-  }
-
- private:
-  // What is divided by. An accumulator that began at 0 stays there while gradients, or their squares in
-  // float32, are 0: this is far above the latter, so they make no step to speak of.
-  static float positive(float root) { return std::max(root, 1e-19F); }
+  // one whole array after the other.
+  void apply(float* weights, float* slots, const float* g, int64_t n, uint32_t step) const;
 };
 
 }  // namespace cuckooflow

@@ -35,10 +35,53 @@ static_assert(sizeof(RowHeader) == 16, "the header is part of the checkpoint's f
 
 class RowSlab {
  public:
+  // Where rows lie, by value: what a loop over rows keeps in registers. Stale once a row was appended.
+  class Addresses {
+   public:
+    RowHeader* header(uint32_t row) const {
+      return reinterpret_cast<RowHeader*>(group(row) + sizeof(RowHeader) * (row % kGroup));
+    }
+    // The row's content.
+    float* weights(uint32_t row) const {
+      return reinterpret_cast<float*>(group(row) + sizeof(RowHeader) * kGroup +
+                                      content_bytes_ * (row % kGroup));
+    }
+
+    // Asks for the cache lines of a row's first `floats` floats; to write them, also of its header. That
+    // is mostly just read: asked for in order to write, its line would be written back to memory as well.
+    template <bool kWrite>
+    void prefetch(uint32_t row, int64_t floats) const {
+      // GCC takes a function that only prefetches for a pure one and drops calls of it; this is an effect.
+      asm volatile("");
+      if (kWrite) __builtin_prefetch(header(row), 0, 3);
+      const auto* p = reinterpret_cast<const uint8_t*>(weights(row));
+      const uint8_t* end = p + sizeof(float) * floats;
+      for (p -= reinterpret_cast<uintptr_t>(p) % kLine; p < end; p += kLine)
+        __builtin_prefetch(p, kWrite ? 1 : 0, 3);
+    }
+
+   private:
+    friend class RowSlab;
+    Addresses(const HugeBlock* chunks, uint32_t shift, size_t content_bytes)
+        : chunks_(chunks), shift_(shift), content_bytes_(content_bytes) {}
+
+    uint8_t* group(uint32_t row) const {
+      const size_t in_chunk = row & ((1U << shift_) - 1);
+      return chunks_[row >> shift_].data() +
+             in_chunk / kGroup * (kGroup * (sizeof(RowHeader) + content_bytes_));
+    }
+
+    const HugeBlock* chunks_;
+    uint32_t shift_;
+    size_t content_bytes_;
+  };
+
   // `slots`: optimizer slot values of one row.
   RowSlab(int64_t dim, int64_t slots) : content_bytes_((sizeof(float) * (dim + slots) + 15) / 16 * 16) {
     while ((row_bytes() << (shift_ + 1)) <= kChunkBytes) ++shift_;
   }
+
+  Addresses addresses() const { return {chunks_.data(), shift_, content_bytes_}; }
 
   // Of a row's image, which is its header and then its content: also what it takes in memory.
   size_t row_bytes() const { return sizeof(RowHeader) + content_bytes_; }
@@ -48,14 +91,8 @@ class RowSlab {
   uint32_t used_rows() const { return size_ - free_count_; }
   size_t bytes() const { return size_ * row_bytes(); }
 
-  RowHeader* header(uint32_t row) const {
-    return reinterpret_cast<RowHeader*>(group(row) + sizeof(RowHeader) * (row % kGroup));
-  }
-  // The row's content.
-  float* weights(uint32_t row) const {
-    return reinterpret_cast<float*>(group(row) + sizeof(RowHeader) * kGroup +
-                                    content_bytes_ * (row % kGroup));
-  }
+  RowHeader* header(uint32_t row) const { return addresses().header(row); }
+  float* weights(uint32_t row) const { return addresses().weights(row); }
 
   void save(uint32_t row, uint8_t* image) const {
     std::memcpy(image, header(row), sizeof(RowHeader));
@@ -95,16 +132,9 @@ class RowSlab {
     ++free_count_;
   }
 
-  // Asks for the cache lines of a row's first `floats` floats; to write them, also of its header.
   template <bool kWrite>
   void prefetch(uint32_t row, int64_t floats) const {
-    // GCC takes a function that only prefetches for a pure one and drops calls of it; this is an effect.
-    asm volatile("");
-    if (kWrite) __builtin_prefetch(header(row), 1, 3);
-    const auto* p = reinterpret_cast<const uint8_t*>(weights(row));
-    const uint8_t* end = p + sizeof(float) * floats;
-    for (p -= reinterpret_cast<uintptr_t>(p) % kLine; p < end; p += kLine)
-      __builtin_prefetch(p, kWrite ? 1 : 0, 3);
+    addresses().prefetch<kWrite>(row, floats);
   }
   void prefetch_header(uint32_t row) const {
     asm volatile("");
@@ -122,11 +152,6 @@ class RowSlab {
   static_assert(offsetof(FreeLink, epoch) == offsetof(RowHeader, epoch) && sizeof(FreeLink) == 16);
 
   FreeLink* free_link(uint32_t row) const { return reinterpret_cast<FreeLink*>(header(row)); }
-
-  uint8_t* group(uint32_t row) const {
-    const size_t in_chunk = row & ((1U << shift_) - 1);
-    return chunks_[row >> shift_].data() + in_chunk / kGroup * (kGroup * row_bytes());
-  }
 
   uint32_t append() {
     if (size_ == kRowsMax) throw std::bad_alloc();
