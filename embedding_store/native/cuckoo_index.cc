@@ -44,7 +44,10 @@ void CuckooIndex::reserve(uint64_t keys, bool sparing) {
   const auto room = static_cast<uint64_t>(kSegmentKeys * (sparing ? 1.0 : 0.98));
   uint32_t depth = 0;
   while (sparing ? room << (depth + 1) <= keys : room << depth < keys) ++depth;
-  while (segments_ < 1U << depth) directory_.push_back(new_segment());
+  while (segments_ < 1U << depth) {
+    directory_.push_back(new_segment());
+    bases_.push_back(base_of(directory_.back().buckets));
+  }
   depth_ = depth;
   std::fill(depths_.begin(), depths_.end(), static_cast<uint8_t>(depth));
 }

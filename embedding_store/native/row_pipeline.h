@@ -58,7 +58,7 @@ struct RowPipeline {
   struct Block {
     CuckooIndex::Place places[kBlock];
     uint32_t rows[kBlock];
-    uint64_t changes;       // of the index, when it was looked into first
+    uint64_t changes;       // of the index, when the places were taken: they hold for as long
     int elsewhere[kBlock];  // those that were not in their first bucket
     int elsewhere_n;
   };
@@ -69,6 +69,7 @@ struct RowPipeline {
 
   void place(Part part, Block* block) const {
     const CuckooIndex::Directory directory = index.directory();
+    block->changes = index.changes();
     for (int i = 0; i < part.n; ++i) {
       block->places[i] = directory.place(CuckooIndex::hash(part.ids[i]));
       __builtin_prefetch(&block->places[i].first());
@@ -78,7 +79,6 @@ struct RowPipeline {
   template <bool kWrite>
   void look_first(Part part, Block* block) const {
     const RowSlab::Addresses addresses = slab.addresses();
-    block->changes = index.changes();
     int elsewhere = 0;
     for (int i = 0; i < part.n; ++i) {
       const CuckooIndex::Place& at = block->places[i];
