@@ -323,3 +323,12 @@ class LedgerDamaged(CuckooflowError):
 
 class MendFailed(CuckooflowError):
     """The script that mends dead letters failed. What was appended before stays; mend the script, run it again."""
+
+
+def named_cause(error: BaseException | None) -> CuckooflowError | None:
+    """The named error that is this one, or the nearest that it came of; None: there is none."""
+    while error is not None:
+        if isinstance(error, CuckooflowError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from cuckooflow import __version__
-from cuckooflow.errors import CuckooflowError, SpecError
+from cuckooflow.errors import CuckooflowError, SpecError, named_cause
 from cuckooflow.pipelines import (
     backfill_commands,
     cluster_commands,
@@ -262,8 +262,17 @@ def _options(
         level=os.environ.get("CUCKOOFLOW_LOG_LEVEL", "WARNING"),
         format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_trace)
     logging.getLogger("cuckooflow").setLevel(os.environ.get("CUCKOOFLOW_LOG_LEVEL", "INFO"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Beam logs a stack with every error of a worker; of a named one, which :func:`main` tells, it says nothing."""
+    if record.exc_info and record.name.startswith("apache_beam") and named_cause(record.exc_info[1]):
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
-from cuckooflow.errors import CuckooflowError, ReadOnceLog
+from cuckooflow.errors import CuckooflowError, ReadOnceLog, named_cause
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.runners import direct, prism
 from cuckooflow.runners.preset import RunnerPreset
@@ -106,7 +106,7 @@ def submit(build: Build, preset: RunnerPreset, follow: Callable[[PipelineResult]
     try:
         follow(pipeline.run())
     except Exception as e:
-        named = _named_cause(e)
+        named = named_cause(e)
         if named is None:
             raise
         raise named from e
@@ -116,12 +116,3 @@ def _await_end(name: str, result: PipelineResult) -> None:
     state = result.wait_until_finish()
     if state != PipelineState.DONE:
         raise CuckooflowError(f"the {name} pipeline ended as {state}; expected {PipelineState.DONE}")
-
-
-def _named_cause(error: BaseException) -> CuckooflowError | None:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, CuckooflowError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None

@@ -124,6 +124,7 @@ def subscribed(films: Any, pubsub: Any, flink: LocalCluster) -> Iterator[tuple[J
 
 @pytest.mark.cluster
 @pytest.mark.fault
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_worker_killed_before_it_acknowledged_loses_and_doubles_nothing(
