@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from cuckooflow.errors import LogUnavailable
 from cuckooflow.logs.contract import LogReader, MessageBatch, OnceReader, PrefetchingReader, ReportingReader
@@ -23,23 +25,36 @@ class LogWatch:
     Args:
         reader: of the log.
         unavailable_for_us: how long it may be away before a read raises.
+        slow_us: how long a call may take before the poll says nothing of silence, see :attr:`is_doubtful`;
+            default any time.
     """
 
-    def __init__(self, reader: LogReader, unavailable_for_us: int) -> None:
+    def __init__(self, reader: LogReader, unavailable_for_us: int, slow_us: int | None = None) -> None:
         self.reader = reader
         self._unavailable_for_us = unavailable_for_us
+        self._slow_us = slow_us
+        self._is_slow = False
         self._away_since_us: int | None = None
         self._away_in_this_poll = False
         self._reported_us: int | None = None
         self._reported: dict[int, int] = {}
 
-    def begin_poll(self, offsets: Mapping[int, int], max_bytes: int) -> None:
-        """A poll begins, which will read partitions at these offsets: one round trip for all, if that helps."""
-        self._away_in_this_poll = False
+    def begin_poll(self) -> None:
+        """A poll begins."""
+        self._away_in_this_poll = self._is_slow = False
+
+    def partitions(self) -> Sequence[int]:
+        """The log's partitions as they are known."""
+        with self._timed():
+            return self.reader.partitions()
+
+    def prefetch(self, offsets: Mapping[int, int], max_bytes: int) -> None:
+        """The poll will read partitions at these offsets: one round trip for all, if that helps."""
         if isinstance(self.reader, OnceReader):
             self.reader.keep()
         if isinstance(self.reader, PrefetchingReader) and len(offsets) > 1:
-            self.reader.prefetch(offsets, max_bytes)
+            with self._timed():
+                self.reader.prefetch(offsets, max_bytes)
 
     def read(
         self, partition: int, offset: int, max_messages: int, max_bytes: int, now_us: int
@@ -53,7 +68,8 @@ class LogWatch:
         if self.away:
             return None
         try:
-            batch = self.reader.read(partition, offset, max_messages=max_messages, max_bytes=max_bytes)
+            with self._timed():
+                batch = self.reader.read(partition, offset, max_messages=max_messages, max_bytes=max_bytes)
         except LogUnavailable as error:
             self.note_away(error, now_us)
             return None
@@ -85,6 +101,15 @@ class LogWatch:
         """Whether it did not answer in this poll: each further wait would hold up others."""
         return self._away_in_this_poll
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the broker may have been away in this poll, for a time that was waited out within a call or not.
+
+        Who writes could not write either, so that nothing new is there means nothing: no partition of any log was
+        silent, whichever log it was that waited, as they may share their broker.
+        """
+        return self._away_in_this_poll or self._is_slow
+
     def note_answer(self, now_us: int) -> None:
         """The broker answered."""
         if self._away_since_us is not None:
@@ -111,5 +136,15 @@ class LogWatch:
         if due and isinstance(self.reader, ReportingReader) and not self._away_in_this_poll:
             self._reported_us = now_us
             if dict(offsets) != self._reported:
-                self.reader.report(offsets)
+                with self._timed():
+                    self.reader.report(offsets)
                 self._reported = dict(offsets)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._slow_us is not None and (time.monotonic() - begin_s) * 1e6 >= self._slow_us:
+                self._is_slow = True

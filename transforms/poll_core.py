@@ -47,6 +47,8 @@ _LOGGER = logging.getLogger(__name__)
 I64 = npt.NDArray[np.int64]
 #: What a partition may read of a poll, however many there are.
 _SHARE_BYTES_MIN = 1 << 20
+#: A call that takes less says nothing of its broker, however soon a partition is idle.
+_SLOW_US_MIN = 250_000
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,10 @@ class PollCore:
         }
         self._incarnations = {log: source.reader.incarnation() for log, source in self._sources.items()}
         self._watches = {
-            log: LogWatch(source.reader, options.unavailable_for_us) for log, source in self._sources.items()
+            log: LogWatch(
+                source.reader, options.unavailable_for_us, max(options.idle_after_us // 4, _SLOW_US_MIN)
+            )
+            for log, source in self._sources.items()
         }
         self._last_element_us: int | None = None
         self._figures_told_us: int | None = None
@@ -159,6 +164,8 @@ class PollCore:
         """
         if self.ended:
             return Polled([], [], 0, False)
+        for watch in self._watches.values():
+            watch.begin_poll()
         self._discover(now_us)
         paused = self._paused()
         parts: dict[int, list[pa.RecordBatch]] = {IMPRESSIONS: [], ACTIONS: []}
@@ -171,7 +178,7 @@ class PollCore:
         for log, watch in self._watches.items():
             wanted = [k for k in keys if k[0] == log and k not in paused and not self._partitions[k].ended]
             offsets = {partition: self._partitions[log, partition].next_offset for _, partition in wanted}
-            watch.begin_poll(offsets, min(self.options.max_bytes, share))
+            watch.prefetch(offsets, min(self.options.max_bytes, share))
         if self._pace is not None:
             self._read_ahead(self._pace, [key for key in keys if key not in paused], share, now_us)
         for key in keys[self._turn :] + keys[: self._turn]:
@@ -195,6 +202,9 @@ class PollCore:
             watch.report(
                 {p: now.next_offset for (of, p), now in self._partitions.items() if of == log}, now_us
             )
+        if self._is_doubtful():
+            for now in self._partitions.values():
+                now.idle_since_us = None
         rows_out = sum(batch.num_rows for _, batch in elements)
         receipts = take_receipts(self._once, self._read_counts)
         balances = self._read_counts.report(now_us, self.ended)
@@ -234,7 +244,7 @@ class PollCore:
         if self.options.stop_at_end:
             return  # what was not there when the job started lies past every end
         for log, watch in self._watches.items():
-            for partition in range(self._counts[log], len(watch.reader.partitions())):
+            for partition in range(self._counts[log], len(watch.partitions())):
                 try:
                     first = watch.reader.start_offset(partition)
                 except LogUnavailable as error:
@@ -322,7 +332,8 @@ class PollCore:
             batch = batch.until(now.stop_offset)
         now.at_end = batch.next_offset == now.next_offset
         if now.at_end:
-            if batch.held_back:  # something is there, only not to be read yet
+            # Something is there that is not to be read yet, or who writes could not.
+            if batch.held_back or self._is_doubtful():
                 now.idle_since_us = None
             else:
                 self._note_idle(now, now_us)
@@ -372,6 +383,9 @@ class PollCore:
         before = np.maximum(np.concatenate(([watermark_us], latest)), watermark_us)
         at = np.searchsorted(rows.column("_offset").to_numpy(), dead.column("offset").to_numpy())
         return dead.filter(pa.array(before[at] >= at_us))
+
+    def _is_doubtful(self) -> bool:
+        return any(watch.is_doubtful for watch in self._watches.values())
 
     def _note_idle(self, now: PartitionState, now_us: int) -> None:
         if not self.options.live:

@@ -21,7 +21,8 @@ class PollOptions:
         max_future_skew_us: an event time further past its append time is a dead letter, default 1 hour.
         live: whether a partition that was read to its end and stays silent for ``idle_after_us`` may
             move the clock to now minus the skew, default false. Only for events of the present.
-        idle_after_us: see ``live``; default 10 s.
+        idle_after_us: see ``live``; default 10 s. Silence begins anew where a call of either log found no broker,
+            or took more than a quarter of it: who writes may not have reached theirs either.
         stop_at_end: where a partition's end is as the job starts, nothing follows, default false. A
             sealed log ends in any case.
         max_messages: of all partitions together in one poll, default 65,536. Costs memory.

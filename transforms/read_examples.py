@@ -136,7 +136,8 @@ class ExamplesPoller:
         progressed, repeats = False, 0
         self._check_count()
         open_ = {p: s.position.offset for p, s in self._partitions.items() if not s.ended}
-        self._watch.begin_poll(open_, _PREFETCH_BYTES)
+        self._watch.begin_poll()
+        self._watch.prefetch(open_, _PREFETCH_BYTES)
         for partition, now in self._partitions.items():
             if now.ended or self._watch.away:
                 continue

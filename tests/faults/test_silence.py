@@ -122,10 +122,6 @@ def test_a_partition_that_stops_without_being_idle_holds_the_clock(
     present.check(begin_s, all_closed=True)
 
 
-@pytest.mark.skip(
-    reason="not settled: of two runs one did not end well within its bound; a broker that is away for 20 s is "
-    "held by test_killed_processes.py meanwhile"
-)
 def test_nothing_closes_early_while_the_broker_is_away(
     present: LiveJoin, flink: LocalCluster, wait_for: Wait
 ) -> None:

@@ -120,6 +120,41 @@ def test_a_log_that_is_away_holds_the_clock_and_stops_nobody(tmp_path: Path) -> 
     assert shard.clocks == sorted(shard.clocks)
 
 
+@pytest.mark.parametrize("waited_s", [3, 30])  # within a call's bound, and past it
+@pytest.mark.parametrize("at", ["partitions", "read"])
+def test_who_could_not_write_was_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, waited_s: int
+) -> None:
+    """Impressions wait for a broker; actions, of the same one, are asked when it is back and before a writer is."""
+    logs, shard = Logs(tmp_path, impressions=1), Shard()
+    core = logs.core(PollOptions(num_shards=1, max_skew_us=0, live=True, idle_after_us=8 * S, heartbeat_us=S))
+    for log in (IMPRESSIONS, ACTIONS):
+        logs.append(log, 0, 10)
+    now = (T0 + 500) * S
+    for n in range(8):
+        shard.hear(core, now + n * S)
+    waits, passed_s = [True], [0.0]
+    call = getattr(Broker, at)
+
+    def wait(broker: Broker, *args: object, **kwargs: object) -> object:
+        if broker is logs.impressions and waits:
+            waits.clear()
+            passed_s[0] += waited_s
+            if at == "read" and waited_s > 10:
+                raise LogUnavailable("no broker answers")
+        return call(broker, *args, **kwargs)
+
+    monkeypatch.setattr(Broker, at, wait)
+    monkeypatch.setattr("cuckooflow.transforms.log_watch.time.monotonic", lambda: passed_s[0])
+    shard.hear(core, now + 8 * S)
+    for n in range(7):
+        shard.hear(core, now + (9 + n + waited_s) * S)
+    assert shard.clock.clock_us() == (T0 + 10) * S
+    logs.append(ACTIONS, 0, 15)  # who writes has found the broker too
+    shard.hear(core, now + (16 + waited_s) * S)
+    assert shard.rows[-1]["_wm"] == (T0 + 10) * S
+
+
 def test_what_an_open_transaction_holds_back_is_no_idleness(tmp_path: Path) -> None:
     logs, shard = Logs(tmp_path, impressions=1), Shard()
     core = logs.core(PollOptions(num_shards=1, max_skew_us=0, live=True, idle_after_us=5 * S))
