@@ -52,6 +52,7 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTEST_ADDOPTS": INNER_TESTS}
 
 
+@pytest.mark.deep
 @pytest.mark.readme
 @pytest.mark.timeout(1_800)
 def test_every_command_of_the_readme(clone: Path, environment: dict[str, str]) -> None:
@@ -91,6 +92,7 @@ def test_every_command_of_the_readme(clone: Path, environment: dict[str, str]) -
     assert (clone / "demo-run/report.html").exists()
 
 
+@pytest.mark.deep
 @pytest.mark.readme
 @pytest.mark.timeout(900)
 def test_commands_that_need_the_real_data(

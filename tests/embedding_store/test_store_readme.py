@@ -56,6 +56,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_every_block_runs_with_only_the_wheel(python: Path, tmp_path: Path) -> None:
     for heavy in ("apache_beam", "tensorflow"):
@@ -66,6 +67,7 @@ def test_every_block_runs_with_only_the_wheel(python: Path, tmp_path: Path) -> N
         run(python, "-c", block, cwd=tmp_path)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_pipeline_without_its_packages_says_what_to_install(python: Path, tmp_path: Path) -> None:
     job = ROOT / "examples/job.yaml"

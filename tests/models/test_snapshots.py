@@ -300,6 +300,7 @@ while True:
 """
 
 
+@pytest.mark.deep
 @pytest.mark.fault
 def test_a_writer_killed_anywhere_leaves_only_whole_snapshots(tmp_path: Path) -> None:
     folder = tmp_path / "snapshots"

@@ -294,6 +294,7 @@ def test_a_replay_killed_anywhere_and_run_again_appends_once(folder) -> None:
     assert {digest(value) for value in values} == {digest(v) for v in folder.messages("impressions")}
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_letters_of_files_by_day_are_the_same_letters(films, cli, tmp_path) -> None:
     impressions, actions = films.events(20)

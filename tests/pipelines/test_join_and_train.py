@@ -70,6 +70,7 @@ def test_join_then_train(films, cli, wait_for, runner: str, request: pytest.Fixt
     assert sum(m["rows"] for m in films.rows(films.job.logs.train_metrics.path)) >= 0
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_both_pipelines_run_again_change_nothing(films, cli, wait_for: Callable[..., None]) -> None:
     """A second run of join repeats its examples; the reader drops them. A second run of train finds nothing."""

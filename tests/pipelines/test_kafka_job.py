@@ -149,7 +149,7 @@ def process(*words: object) -> Iterator[subprocess.Popen[bytes]]:
             running.wait(10)
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", ["kafka-python", pytest.param("confluent-kafka", marks=pytest.mark.deep)])
 def test_join_and_train_over_topics(
     films, cli, kafka: str, wait_for: Callable[..., None], library: str
 ) -> None:

@@ -43,6 +43,7 @@ def joined(films: Any, cli: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.deep
 def test_the_same_rows_and_what_differs(
     films: Any, joined: Callable[..., Any], cli: Callable[..., Any], tmp_path: Path
 ) -> None:

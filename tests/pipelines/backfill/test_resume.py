@@ -107,6 +107,7 @@ def test_a_rerun_replaces_each_day_at_once(feed, backfill, day_rows, expected, t
         assert names == {"_SUCCESS", *(file.name for file in read_manifest(str(out), day).files)}
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.fault
 def test_another_request_does_not_go_on_where_one_was_killed(feed, run, tmp_path) -> None:
