@@ -84,7 +84,8 @@ def measure(rows: int, batch: int, seconds: float, repeats: int, tfra: bool, say
         disk = bandwidth(pusher, data, max(1, repeats - 1))
         say(
             f"MB/s: disk write {disk.disk_write / 1e6:.0f}, checkpoint {disk.checkpoint / 1e6:.0f}; "
-            f"disk read {disk.disk_read / 1e6:.0f}, restore {disk.restore / 1e6:.0f}"
+            f"disk read {disk.disk_read / 1e6:.0f}, restore {disk.restore / 1e6:.0f}; "
+            f"memory first touched {disk.first_touch / 1e6:.0f}"
         )
         del pusher
     grown = growth(rows // 10, rows, repeats)

@@ -15,9 +15,9 @@
 namespace cuckooflow {
 
 struct RowPipeline {
-  // Large enough for a stage to last as long as a miss; the lines of three blocks must stay in the first
-  // cache.
-  static constexpr int kBlock = 16;
+  // Large enough for a stage to last as long as a miss; the buckets of three blocks must stay in the first
+  // cache, beside what is copied.
+  static constexpr int kBlock = 12;
 
   const CuckooIndex& index;
   const RowSlab& slab;

@@ -56,8 +56,9 @@ class RowSlab {
       if (kWrite) __builtin_prefetch(header(row), 0, 3);
       const auto* p = reinterpret_cast<const uint8_t*>(weights(row));
       const uint8_t* end = p + sizeof(float) * floats;
+      // To the second cache: the first one holds what the stages of a pipeline work on.
       for (p -= reinterpret_cast<uintptr_t>(p) % kLine; p < end; p += kLine)
-        __builtin_prefetch(p, kWrite ? 1 : 0, 3);
+        __builtin_prefetch(p, kWrite ? 1 : 0, 2);
     }
 
    private:
