@@ -287,6 +287,10 @@ class Unauthenticated(StoreError):
     """The store asks for another bearer token than it received. Give the client the store's token."""
 
 
+class PendingTooMany(CuckooflowError):
+    """More examples lie within ``training.lag`` than a trainer may hold. Shorten the lag, or let it hold more."""
+
+
 # --- backfill -------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from cuckooflow.models.encoding import Encoded, Encoder
 from cuckooflow.models.features import FeatureSpec, slots
 from cuckooflow.models.late_weights import importance
 from cuckooflow.models.spec import ModelSpec
+from cuckooflow.models.streaming import LookupAt, Streaming
 
 #: Given ids for each table, the rows for each table and all dense parameters: ``Store.pull``.
 Pull = Callable[[Mapping[str, Ids]], tuple[Mapping[str, Floats], Mapping[str, Floats]]]
@@ -159,6 +160,9 @@ class Model(ABC):
             for feature, slot in zip(features, slots(features).values(), strict=True)
             if feature.ttl is not None
         }
+        streaming = Streaming(features, spec.ttl or 0)
+        #: What earlier examples say; None where no feature asks for it.
+        self.streaming: Streaming | None = streaming if streaming.features else None
         self._lock = threading.Lock()
         self._compiled: tuple[Any, Any, Any] | None = None
 
@@ -171,6 +175,11 @@ class Model(ABC):
     @abstractmethod
     def tables(self) -> tuple[TableConfig, ...]:
         """The tables it needs. Every table is looked up with the same feature ids."""
+
+    @property
+    def store_tables(self) -> tuple[TableConfig, ...]:
+        """All tables of a store for this model: its own, and those of streaming features."""
+        return self.tables + (() if self.streaming is None else self.streaming.tables)
 
     @property
     @abstractmethod
@@ -338,12 +347,18 @@ class Model(ABC):
         return compiled(2), compiled(4), predict
 
 
-def predict_batch(model: Model, batch: pa.RecordBatch, pull: Pull) -> dict[str, npt.NDArray[np.float32]]:
+def predict_batch(
+    model: Model, batch: pa.RecordBatch, pull: Pull, lookup_at: LookupAt | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
     """Label -> (n,) float32 probabilities for the rows of a batch.
 
     Args:
         pull: as ``Store.pull``: rows of the asked tables and the dense parameters.
+        lookup_at: as ``Store.lookup_at``, for streaming features as of each row's ``_time``; None: as if there had been
+            no examples yet.
     """
+    if model.streaming is not None and lookup_at is not None:
+        batch = model.streaming.served(batch, lookup_at)
     encoded = model.encode(batch)
     lookup = distinct(encoded)
     rows, dense = pull(model.wanted(lookup))

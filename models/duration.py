@@ -29,13 +29,13 @@ def parse_duration(text: Any) -> int:
 def format_duration(us: int) -> str:
     """The shortest exact way to write it: the largest unit that divides it.
 
-    >>> format_duration(5_400_000_000), format_duration(86_400_000_000)
-    ('90m', '1d')
+    >>> format_duration(5_400_000_000), format_duration(86_400_000_000), format_duration(1_800_500_000)
+    ('90m', '1d', '1800500ms')
     """
     for unit in ("d", "h", "m", "s"):
         if us and us % _UNITS_US[unit] == 0:
             return f"{us // _UNITS_US[unit]}{unit}"
-    return f"{us / 1_000:g}ms"
+    return f"{us // 1_000}.{us % 1_000:03d}".rstrip("0").rstrip(".") + "ms"
 
 
 #: A field that is written as a duration and held as whole microseconds.

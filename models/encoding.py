@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from cuckooflow.embedding_store.api import SLOT_BITS, Floats, Ids
 from cuckooflow.embedding_store.hashing import NULL_HASH, hash_column, hash_rows
 from cuckooflow.errors import SpecError
-from cuckooflow.models.features import FeatureSpec, slots
+from cuckooflow.models.features import FeatureSpec, id_slots
+from cuckooflow.models.streaming_columns import listed_values, streaming_numbers
 
 _VALUE_BITS = 64 - SLOT_BITS
 _VALUE_MASK = np.uint64((1 << _VALUE_BITS) - 1)
@@ -32,7 +33,8 @@ class Encoded:
     Attributes:
         ids: (B, C) uint64 feature ids; 0 in unused places.
         weights: (B, C) float32: what a place's row counts in its field's sum; 0 where unused.
-        numbers: (B, K) float32 dense inputs: for each number its scaled value, then 1 where it was null.
+        numbers: (B, K) float32 dense inputs: for each number its scaled value, then 1 where it was null; for
+            streaming features see :func:`~cuckooflow.models.streaming_columns.streaming_numbers`.
         fields: (C,) int32, the field (id feature) that a place belongs to; the same for all batches.
     """
 
@@ -78,11 +80,11 @@ class Encoder:
     """
 
     def __init__(self, features: Sequence[FeatureSpec]) -> None:
-        slot_of = slots(features)
+        slot_of = id_slots(features)
         self.features = tuple(features)
         self._slots = {f.name: np.uint64(slot_of[f.name] << _VALUE_BITS) for f in features}
-        self._id_features = tuple(f for f in features if f.kind != "number")
-        self._number_features = tuple(f for f in features if f.kind == "number")
+        self._id_features = tuple(f for f in features if not f.numbers)
+        self._number_features = tuple(f for f in features if f.numbers)
         if not self._id_features:
             raise SpecError("features: expected at least one that is not a number, received numbers only")
         places = [np.full(f.width, field, np.int32) for field, f in enumerate(self._id_features)]
@@ -95,11 +97,11 @@ class Encoder:
 
     @property
     def num_numbers(self) -> int:
-        """K: dense inputs, two for each number."""
-        return 2 * len(self._number_features)
+        """K: dense inputs."""
+        return sum(feature.numbers for feature in self._number_features)
 
     def encode(self, batch: pa.RecordBatch) -> Encoded:
-        """Encode every row of a batch.
+        """Encode every row of a batch, to which streaming features were attached already.
 
         Raises:
             SpecError: a column has a type that the feature cannot take; names both.
@@ -111,21 +113,30 @@ class Encoder:
         for feature in self._id_features:
             columns = [_column(batch, name) for name in feature.inputs]
             slot = self._slots[feature.name]
+            here = slice(at, at + feature.width)
             try:
-                if feature.pooling is None:
+                if feature.kind == "recent":
+                    values = listed_values(feature, batch)
+                    _fill_hashes(feature, *values, slot, ids[:, here], weights[:, here])
+                elif feature.pooling is None:
                     ids[:, at] = slot | (_values(feature, columns) & _VALUE_MASK)
                     weights[:, at] = 1.0
                 else:
-                    here = slice(at, at + feature.width)
                     _fill_lists(feature, columns[0], slot, ids[:, here], weights[:, here])
             except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise _unfit(feature, columns, error) from error
             at += feature.width
         numbers = np.zeros((rows, self.num_numbers), np.float32)
-        for k, feature in enumerate(self._number_features):
+        at = 0
+        for feature in self._number_features:
+            here = slice(at, at + feature.numbers)
+            at += feature.numbers
+            if feature.streaming:
+                numbers[:, here] = streaming_numbers(feature, batch)
+                continue
             column = _column(batch, feature.inputs[0])
             try:
-                numbers[:, 2 * k], numbers[:, 2 * k + 1] = _number(feature, column)
+                numbers[:, here] = np.stack(_number(feature, column), axis=1)
             except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise _unfit(feature, [column], error) from error
         return Encoded(ids, weights, numbers, self.fields)
@@ -213,7 +224,18 @@ def _fill_lists(feature: FeatureSpec, column: pa.Array, slot: np.uint64, ids: Id
     elements = column.flatten()
     if pa.types.is_null(elements.type):
         elements = elements.cast(pa.string())
-    hashes = hash_column(_finite(elements))
+    _fill_hashes(feature, lengths, hash_column(_finite(elements)), slot, ids, weights)
+
+
+def _fill_hashes(
+    feature: FeatureSpec,
+    lengths: npt.NDArray[np.int64],
+    hashes: npt.NDArray[np.uint64],
+    slot: np.uint64,
+    ids: Ids,
+    weights: Floats,
+) -> None:
+    """Lists of (n,) lengths whose elements' hashes follow each other."""
     starts = np.cumsum(lengths) - lengths
     row = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(hashes)) - np.repeat(starts, lengths)

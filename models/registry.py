@@ -51,7 +51,7 @@ def store_config(model: Model, counting: bool = False, buckets: int = 64) -> Sto
             doubled. Costs a row of one weight for each id.
         buckets: logical buckets, see :class:`~cuckooflow.embedding_store.api.StoreConfig`.
     """
-    tables = model.tables
+    tables = model.store_tables
     if counting:
         count = TableConfig(COUNT_TABLE, 1, Optimizer(kind="sgd", learning_rate=1.0), init_stddev=0.0)
         tables = (*tables, count)

@@ -266,6 +266,9 @@ class TrainingSpec(Section):
             every row make up for negatives that were none (Ktena et al., RecSys 2019); for positives that are mostly
             late.
         late_share: ``weights`` only: label -> of its positives the share that comes late; default 1, all of them.
+        lag: what streaming features know of the past ends so long before a row, as a scorer would have known it; at
+            least, and by default, the longest window of a label and ``snapshots.interval``. Costs memory: examples
+            within it wait in the trainer.
     """
 
     batch_size: int = Field(default=256, ge=1, le=65_536)
@@ -276,6 +279,7 @@ class TrainingSpec(Section):
     counting: bool = False
     late: LateMode = "ignore"
     late_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    lag: DurationUs | None = None
 
     @model_validator(mode="after")
     def _share_of_weights(self) -> TrainingSpec:
@@ -317,6 +321,11 @@ class SnapshotsSpec(Section):
     dir: Path = Path("snapshots")
     interval: DurationUs = 2_000_000
     full_interval: DurationUs = 86_400_000_000
+
+
+def least_lag(labels: Mapping[str, LabelSpec], snapshots: SnapshotsSpec) -> int:
+    """Microseconds after an impression until a scorer can know its labels."""
+    return max(label.window for label in labels.values()) + snapshots.interval
 
 
 class ServingSpec(Section):

@@ -10,7 +10,7 @@ from cuckooflow.embedding_store.api import StoreConfig
 from cuckooflow.embedding_store.resharding import shard_folder
 from cuckooflow.models import registry
 from cuckooflow.models.base import Model
-from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.job_spec import JobSpec, least_lag
 from cuckooflow.pipelines.messages import message_format
 from cuckooflow.transforms.columns import Column, EventSchema
 from cuckooflow.transforms.in_band import ROW_COLUMNS
@@ -62,6 +62,7 @@ def training_options(job: JobSpec) -> TrainingOptions:
         counting=training.counting,
         metrics_window_us=training.metrics_window,
         metrics_interval_us=training.metrics_interval,
+        lag_us=least_lag(job.labels, job.snapshots) if training.lag is None else training.lag,
     )
 
 

@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
+from cuckooflow.embedding_store.kind_checks import state_bytes
 from cuckooflow.models.duration import format_duration
+from cuckooflow.models.features import FeatureSpec
 from cuckooflow.pipelines.job_spec import ActionMessageSpec, InputSpec, JobSpec, KafkaLogSpec, PubSubLogSpec
-from cuckooflow.pipelines.options import column_type
+from cuckooflow.pipelines.options import column_type, training_options
 from cuckooflow.transforms.columns import Column
 
 if TYPE_CHECKING:
@@ -122,7 +124,17 @@ def _labels(job: JobSpec) -> Iterable[tuple[str, ...]]:
 
 def _features(job: JobSpec) -> Iterable[tuple[str, ...]]:
     for feature in job.features:
-        yield feature.name, ", ".join(feature.inputs), feature.kind
+        yield feature.name, _read_by(feature), feature.kind
+
+
+def _read_by(feature: FeatureSpec) -> str:
+    columns = ", ".join(feature.inputs)
+    if not feature.streaming:
+        return columns
+    listed = "examples" if feature.column is None else f"last {feature.max_length} of {feature.column}"
+    label = "" if feature.label is None else f", {feature.label}"
+    half_life = "" if feature.half_life is None else f", half-life {format_duration(feature.half_life)}"
+    return f"{listed} by {columns}{label}{half_life}"
 
 
 def _tables(store: StoreConfig) -> Iterable[tuple[str, ...]]:
@@ -130,11 +142,12 @@ def _tables(store: StoreConfig) -> Iterable[tuple[str, ...]]:
         slots = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": table.dim}.get(
             table.optimizer.kind, 2 * table.dim
         )
-        row_bytes = 4 * (table.dim + slots) + 16
+        embedding = table.kind == "embedding"
+        row_bytes = 16 + (4 * (table.dim + slots) if embedding else state_bytes(table))
         yield (
             table.name,
             str(table.dim),
-            _optimizer(table.optimizer),
+            _optimizer(table.optimizer) if embedding else table.kind,
             str(table.admission),
             _ttl(table),
             str(row_bytes),
@@ -171,6 +184,8 @@ def _options(job: JobSpec) -> Iterable[tuple[str, ...]]:
     yield "model", f"{job.model.kind} for {', '.join(job.model.labels)}"
     yield "training.batch_size", str(training.batch_size)
     yield "training.max_delay", format_duration(training.max_delay)
+    if any(feature.streaming for feature in job.features):
+        yield "training.lag", format_duration(training_options(job).lag_us)
     yield "store", f"{job.store.listen}, data in {job.store.data}, {job.store.buckets} buckets"
     yield "store.checkpoint_interval", format_duration(job.store.checkpoint_interval)
     yield (

@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from cuckooflow.errors import SpecError
+from cuckooflow.models.duration import format_duration
 from cuckooflow.models.own import own_model
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.pipelines.job_spec import (
@@ -27,6 +28,7 @@ from cuckooflow.pipelines.job_spec import (
     LabelSpec,
     NegativeSamplingSpec,
     PubSubLogSpec,
+    least_lag,
 )
 from cuckooflow.pipelines.messages import message_faults
 from cuckooflow.transforms.columns import Column
@@ -242,6 +244,7 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
                             _one_of("impression columns", columns.impressions),
                         )
                     )
+    faults += _streaming_faults(sections)
     if "features" in sections:
         names = [feature.name for feature in sections["features"]]
         for index, name in enumerate(names):
@@ -271,6 +274,33 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
                 )
             )
     return faults
+
+
+def _streaming_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
+    """What streaming features name that is not there, and a lag within which labels could not be known."""
+    features = sections.get("features", [])
+    streaming = [(index, feature) for index, feature in enumerate(features) if feature.streaming]
+    plain = {feature.name: feature for feature in features if feature.kind == "id"}
+    columns: ColumnsSpec | None = sections.get("columns")
+    labels: dict[str, LabelSpec] | None = sections.get("labels")
+    for index, feature in streaming:
+        where = ("features", index)
+        if columns is not None and feature.column is not None and feature.column not in columns.impressions:
+            allowed = _one_of("impression columns", columns.impressions)
+            yield Fault((*where, "column"), repr(feature.column), allowed)
+        if labels is not None and feature.label is not None and feature.label not in labels:
+            yield Fault((*where, "label"), repr(feature.label), _one_of("labels", labels))
+        if feature.like is not None and feature.like not in plain:
+            yield Fault((*where, "like"), repr(feature.like), _one_of("features of kind id", plain))
+    if "training" not in sections or labels is None or "snapshots" not in sections:
+        return
+    lag, least = sections["training"].lag, least_lag(labels, sections["snapshots"])
+    if streaming and lag is not None and lag < least:
+        yield Fault(
+            ("training", "lag"),
+            repr(format_duration(lag)),
+            f"at least {format_duration(least)}: the longest window of a label, and snapshots.interval",
+        )
 
 
 def _once_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:

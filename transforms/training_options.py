@@ -23,6 +23,10 @@ class TrainingOptions(BaseModel):
         fill_rows_max: rows read at once when a gap is filled from the log, default 16,384.
         held_elements_max: elements that may wait for one before them, default 16. Past it, or after
             ``max_delay_us``, what is missing is read from the log.
+        lag_us: what streaming features know of the past ends so long before a row, in event time, microseconds;
+            default 1 minute. Their updates wait in memory as long.
+        pending_rows_max: rows that may wait so, default 4 million, at some 100 to 300 bytes each; past it training
+            stops with :class:`~cuckooflow.errors.PendingTooMany`.
         push_attempts_max: pushes of a range that may be refused in a row before the step gives up;
             default 64. Every refusal says where to cut, so more means that another trainer races.
     """
@@ -38,4 +42,6 @@ class TrainingOptions(BaseModel):
     metrics_interval_us: int = Field(default=2_000_000, ge=0)
     fill_rows_max: int = Field(default=16_384, ge=1, le=1_000_000)
     held_elements_max: int = Field(default=16, ge=0, le=1_000)
+    lag_us: int = Field(default=60_000_000, ge=1)
+    pending_rows_max: int = Field(default=4_000_000, ge=1)
     push_attempts_max: int = Field(default=64, ge=1)

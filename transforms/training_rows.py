@@ -20,6 +20,14 @@ from cuckooflow.embedding_store.api import Floats
 from cuckooflow.logs.contract import Position
 from cuckooflow.models.base import Model, Targets
 from cuckooflow.models.encoding import Encoded
+from cuckooflow.models.example_columns import (
+    example_column,
+    is_late,
+    label_values,
+    numbers_of,
+    sampling_rates,
+    stands_for,
+)
 
 #: How the loss of sampled negatives is made up for; see ``negative_sampling`` in the job.
 Correction = Literal["none", "log_odds", "weight"]
@@ -78,8 +86,7 @@ class TrainingRows:
 
     def before(self, position: Position) -> int:
         """How many rows stand before ``position``."""
-        low, high = np.searchsorted(self.offsets, [position.offset, position.offset + 1])
-        return int(low + np.searchsorted(self.rows[low:high], position.row))
+        return rows_before(self.offsets, self.rows, position)
 
     def slice(self, start: int, stop: int) -> TrainingRows:
         """Rows ``start <= row < stop``, without a copy."""
@@ -109,6 +116,17 @@ class TrainingRows:
         )
 
 
+def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(n,) int64 offsets and (n,) int64 rows in their messages."""
+    return _integers(batch, "_offset"), _integers(batch, "_row")
+
+
+def rows_before(offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], position: Position) -> int:
+    """How many of some ascending positions stand before ``position``."""
+    low, high = np.searchsorted(offsets, [position.offset, position.offset + 1])
+    return int(low + np.searchsorted(rows[low:high], position.row))
+
+
 def training_rows(
     model: Model, batch: pa.RecordBatch, correction: Correction, late_labels: LateLabels | None = None
 ) -> TrainingRows:
@@ -125,16 +143,12 @@ def training_rows(
     known = np.zeros((rows, len(model.labels)), np.bool_)
     labels = np.zeros((rows, len(model.labels)), np.uint8)
     for k, name in enumerate(model.labels):
-        column = _column(batch, f"label_{name}")
-        if column is not None:
-            known[:, k] = column.is_valid().to_numpy(zero_copy_only=False)
-            labels[:, k] = _numbers(column, np.float64) != 0
-    rates: Floats = np.asarray(_numbers(_column(batch, "_rate"), np.float32, 1.0, rows), np.float32)
-    late = _numbers(_column(batch, "_kind"), np.int8, 0, rows) == 1
-    kept = _numbers(_column(batch, "_negative_kept"), np.uint8, 0, rows) != 0
+        known[:, k], labels[:, k] = label_values(batch, name)
+    rates = sampling_rates(batch)
+    late = is_late(batch)
+    kept = _integers(batch, "_negative_kept", np.uint8) != 0
     made_up = (1.0 / rates)[:, None].astype(np.float32)
-    sampled = _all_negative(batch)[:, None] & ~late[:, None]
-    row_weight = np.where(sampled, made_up, np.float32(1.0))
+    row_weight = np.broadcast_to(stands_for(batch)[:, None], known.shape)
     step_weight = row_weight if correction == "weight" else np.ones_like(row_weight)
 
     primary = (known & ~late[:, None]).astype(np.float32)
@@ -152,6 +166,7 @@ def training_rows(
         share = np.array([late_labels.share.get(name, 1.0) for name in model.labels], np.float32)
         shift = np.log(rates) if correction == "log_odds" else np.zeros_like(rates)
         targets = Targets(targets.positive, targets.negative, *_everywhere(share, shift))
+    offsets, places = positions(batch)
     return TrainingRows(
         batches=(batch,),
         encoded=model.encode(batch),
@@ -159,11 +174,15 @@ def training_rows(
         labels=labels,
         metric_weights=(primary * row_weight).astype(np.float32),
         rates=rates,
-        offsets=_numbers(_column(batch, "_offset"), np.int64, 0, rows),
-        rows=_numbers(_column(batch, "_row"), np.int64, 0, rows),
-        times_us=_numbers(_column(batch, "_time"), np.int64, 0, rows),
-        appends_us=_numbers(_column(batch, "_append"), np.int64, 0, rows),
+        offsets=offsets,
+        rows=places,
+        times_us=_integers(batch, "_time"),
+        appends_us=_integers(batch, "_append"),
     )
+
+
+def _integers(batch: pa.RecordBatch, name: str, dtype: type = np.int64) -> npt.NDArray[Any]:
+    return numbers_of(example_column(batch, name), dtype, 0, batch.num_rows)
 
 
 def _everywhere(of_labels: Floats, of_rows: Floats) -> tuple[Floats, Floats]:
@@ -180,29 +199,3 @@ def _slice(batches: Sequence[pa.RecordBatch], start: int, stop: int) -> tuple[pa
             parts.append(batch.slice(low, high - low))
         start, stop = start - batch.num_rows, stop - batch.num_rows
     return tuple(parts)
-
-
-def _column(batch: pa.RecordBatch, name: str) -> pa.Array | None:
-    index = batch.schema.get_field_index(name)
-    return None if index < 0 else batch.column(index)
-
-
-def _numbers(column: pa.Array | None, dtype: type, default: float = 0, rows: int = 0) -> npt.NDArray[Any]:
-    """The column as numpy with nulls as ``default``; ``rows`` times the default where it is absent."""
-    if column is None or pa.types.is_null(column.type):
-        return np.full(rows if column is None else len(column), default, dtype)
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
-    if column.null_count:
-        column = column.fill_null(pa.scalar(default, column.type))
-    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-    return values
-
-
-def _all_negative(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """Rows that are negative in every label of the log, the model's or not: only these are sampled."""
-    result = np.ones(batch.num_rows, np.bool_)
-    for index, name in enumerate(batch.schema.names):
-        if name.startswith("label_"):
-            result &= _numbers(batch.column(index), np.float64) == 0
-    return result

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cuckooflow.models.duration import format_duration, parse_duration
 from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.options import training_options
 from cuckooflow.pipelines.spec_file import SpecFaults, load_spec, parse_spec
 
 GOOD = Path(__file__).parent / "job.yaml"
@@ -219,3 +220,41 @@ def test_durations_come_back(count: int, unit: str) -> None:
 def test_what_is_no_duration(text: object) -> None:
     with pytest.raises(ValueError, match="a duration is"):
         parse_duration(text)
+
+
+STREAMING = """  - {name: likes, kind: rate, by: [user_id], label: like, half_life: 1h}
+  - {name: liked, kind: recent, by: [user_id], column: item_id, label: like, like: item}
+model:"""
+
+
+def test_streaming_features_name_what_is_there_and_the_lag_is_long_enough() -> None:
+    text = TEXT.replace("model:", STREAMING, 1)
+    job = parse_spec(text, GOOD)
+    assert job.training.lag is None and training_options(job).lag_us == 1_800_500_000
+    for old, new in (
+        ("by: [user_id], label: like, half", "by: [viewer], label: liek, half"),
+        ("column: item_id, label", "column: film, label"),
+        ("like: item}", "like: genre}"),
+        ("counting: true", "counting: true, lag: 30m"),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(SpecFaults) as caught:
+        parse_spec(text, GOOD)
+    found = {".".join(map(str, f.location)): (f.received, f.allowed) for f in caught.value.faults}
+    assert found.keys() == {
+        "features.4",
+        "features.4.label",
+        "features.5.column",
+        "features.5.like",
+        "training.lag",
+    }
+    assert found["features.4"][0] == "'viewer'"
+    assert found["features.4.label"] == ("'liek'", "labels: click, like")
+    assert found["features.5.like"] == ("'genre'", "features of kind id: user, item, genres")
+    assert found["training.lag"][1].startswith("at least 1800500ms")
+
+
+def test_the_examples_are_valid() -> None:
+    folder = Path(__file__).resolve().parents[2] / "examples"
+    assert len(load_spec(folder / "kuairand_streaming.yaml").features) == 35
