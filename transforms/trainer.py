@@ -22,7 +22,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ from cuckooflow.errors import (
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.base import Lookup, Model, StepResult, distinct
 from cuckooflow.models.registry import COUNT_TABLE
+from cuckooflow.transforms.feature_feed import FeatureFeed
 from cuckooflow.transforms.held_elements import HeldElements
 from cuckooflow.transforms.ranges import RangeHeader, read_range_header
 from cuckooflow.transforms.training_options import TrainingOptions
@@ -51,7 +52,14 @@ from cuckooflow.transforms.training_output import (
 )
 from cuckooflow.transforms.training_piece import Piece
 from cuckooflow.transforms.training_report import TrainingReport
-from cuckooflow.transforms.training_rows import Correction, LateLabels, TrainingRows, training_rows
+from cuckooflow.transforms.training_rows import (
+    Correction,
+    LateLabels,
+    TrainingRows,
+    positions,
+    rows_before,
+    training_rows,
+)
 
 
 class RangeReader(Protocol):
@@ -121,6 +129,9 @@ class Trainer:
         self._executor = ThreadPoolExecutor(1, "prefetch") if options.prefetch else None
         self._ahead: _Ahead | None = None
         self._held = HeldElements(options.held_elements_max, options.max_delay_us)
+        self._feed: FeatureFeed | None = None
+        if model.streaming is not None:
+            self._feed = FeatureFeed(store, model.streaming, options, self._between)
 
     @property
     def position(self) -> Position:
@@ -238,6 +249,8 @@ class Trainer:
         self._store.open_log(range_.log, range_.incarnation, {range_.partition: start})
         self._log = range_
         self._first = self._end = self._mark()
+        if self._feed is not None:
+            self._feed.open(range_, start, self._first)
         self._report.measured = max(self._report.measured, self._first)
 
     def _mark(self) -> Position:
@@ -256,21 +269,23 @@ class Trainer:
         return self._log._replace(first=first, last=last)
 
     def _append(self, batch: pa.RecordBatch, header: RangeHeader, out: Output) -> None:
-        rows = self._rows(batch, header.range, out)
+        if header.range.first < self._end:
+            batch = batch.slice(rows_before(*positions(batch), self._end))
+        rows = self._rows(batch, header.range._replace(first=self._end), out)
         if rows is not None:
-            rows = rows.slice(rows.before(self._end), len(rows))
-            if len(rows):
-                self._buffer.append(rows)
-                self._buffered += len(rows)
+            self._buffer.append(rows)
+            self._buffered += len(rows)
         self._end = header.range.last
         if self._waiting_since_us is None:
             self._waiting_since_us = header.polled_us
 
     def _rows(self, batch: pa.RecordBatch, range_: LogRange, out: Output) -> TrainingRows | None:
-        if not batch.num_rows:
-            return None
         try:
-            return training_rows(self._model, batch, self._correction, self._late_labels)
+            encodable = batch if self._feed is None else self._feed.take(batch, range_)
+            if not batch.num_rows:
+                return None
+            rows = training_rows(self._model, encodable, self._correction, self._late_labels)
+            return replace(rows, batches=(batch,))
         except SpecError as error:
             out.dead.append(dead_rows([batch], range_, NOT_ENCODABLE, str(error)))
             return None
@@ -298,6 +313,8 @@ class Trainer:
             self._first = piece.last
         if self._first == self._end:
             self._waiting_since_us = None
+        if self._feed is not None:
+            self._feed.advance(self._first)
 
     def _take(self, count: int) -> TrainingRows:
         parts: list[TrainingRows] = []
@@ -344,6 +361,26 @@ class Trainer:
 
     def _reread(self, first: Position, last: Position, out: Output) -> list[Piece]:
         """The next batches of a gap, from the log."""
+        batch, until = self._read(first, last)
+        assert self._reader is not None
+        if first >= self._report.measured and self._reader.dead_letters.num_rows:
+            out.dead.append(self._reader.dead_letters)
+        rows = self._rows(batch, self._range(first, until), out)
+        if rows is None:
+            return [Piece(first, until, None)]
+        cuts = [
+            rows.position(n) for n in range(self._options.batch_size, len(rows), self._options.batch_size)
+        ]
+        return Piece(first, until, rows).cut(cuts)
+
+    def _between(self, first: Position, last: Position) -> Iterator[tuple[pa.RecordBatch, Position]]:
+        """The log between two positions, piece by piece."""
+        while first < last:
+            batch, first = self._read(first, last)
+            yield batch, first
+
+    def _read(self, first: Position, last: Position) -> tuple[pa.RecordBatch, Position]:
+        """Rows of the log from ``first`` on, and up to where they go."""
         if self._reader_factory is None:
             raise TrainingGap(
                 f"expected to read {self._range(first, last)} again, but this trainer has no reader; "
@@ -353,20 +390,12 @@ class Trainer:
             self._reader = self._reader_factory()
         assert self._log is not None
         batch, header = self._reader.read(self._log.partition, first, last, self._options.fill_rows_max)
-        if first >= self._report.measured and self._reader.dead_letters.num_rows:
-            out.dead.append(self._reader.dead_letters)
         if header.range.last <= first:
             raise TrainingGap(
                 f"expected rows of {self._range(first, last)}, received none from {first} on; the log ends "
                 "before the store's marks: was it recreated or truncated?"
             )
-        rows = self._rows(batch, header.range, out)
-        if rows is None:
-            return [Piece(first, header.range.last, None)]
-        cuts = [
-            rows.position(n) for n in range(self._options.batch_size, len(rows), self._options.batch_size)
-        ]
-        return Piece(first, header.range.last, rows).cut(cuts)
+        return batch, header.range.last
 
     def _push(self, piece: Piece, out: Output, following: Piece | None) -> None:
         rows, range_ = piece.rows, self._range(piece.first, piece.last)
@@ -432,12 +461,16 @@ class Trainer:
             return
         self._checked_us = now_us
         self._fill(self._mark(), self._first, out)
+        if self._feed is not None:
+            self._feed.check()
 
     def _settle(self, out: Output) -> None:
         """Make sure that every bucket of the store has everything up to the last push."""
         for _ in range(self._options.push_attempts_max):
             mark = self._mark()
             if mark >= self._first:
+                if self._feed is not None:
+                    self._feed.check()
                 return
             self._fill(mark, self._first, out)
         raise StoreError(

@@ -19,6 +19,7 @@ from cuckooflow.pipelines.options import (
 )
 from cuckooflow.transforms.emit_snapshots import EmitSnapshots
 from cuckooflow.transforms.examples_reader import ExamplesReader
+from cuckooflow.transforms.feature_feed import features_log
 from cuckooflow.transforms.front_ends import FrontEnd, wall_clock_us
 from cuckooflow.transforms.read_examples import ExamplesOptions, ReadExamples
 from cuckooflow.transforms.retention_check import check_retention
@@ -45,11 +46,14 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
     store = open_store()
     try:
         marks = store.marks(examples.name)
+        fed = store.marks(features_log(examples.name))
     finally:
         store.close()
     starts = {partition: min(positions) for partition, positions in marks.items()}
     reader = examples.open_reader()
-    check_retention(reader, starts, job.store.checkpoint_interval, wall_clock_us())
+    # What streaming features wait for is read again too.
+    needed = {partition: min(start, *fed.get(partition, (start,))) for partition, start in starts.items()}
+    check_retention(reader, needed, job.store.checkpoint_interval, wall_clock_us())
     reader.close()
     elements = pipeline | "ReadExamples" >> ReadExamples(
         examples,
