@@ -227,7 +227,7 @@ class Replica:
         served = self._served
         if manifest.base is None or served is None:
             model = self._model_for(manifest)
-            store = ReadStore(model.tables, self._rows)
+            store = ReadStore(model.store_tables, self._rows)
             store.apply(_for_model(delta, model))
             _warm_up(model, store)
             manifests = {manifest.version: manifest}
@@ -287,14 +287,14 @@ def _for_model(delta: Delta, model: Model) -> Delta:
                 f"expected dense parameter {parameter.name!r} of shape {tuple(parameter.shape)}, received "
                 f"{'none' if value is None else value.shape}; publish a full snapshot of this model"
             )
-    for table in model.tables:
+    for table in model.store_tables:
         rows = delta.tables.get(table.name)
         if rows is None or (table.kind == "embedding" and rows.weights.shape[1] != table.dim):
             raise SnapshotDamaged(
                 f"expected table {table.name!r} of dim {table.dim}, received "
                 f"{'none' if rows is None else rows.weights.shape[1]}; publish a full snapshot of this model"
             )
-    wanted_tables = {table.name for table in model.tables}
+    wanted_tables = {table.name for table in model.store_tables}
     wanted_dense = {parameter.name for parameter in model.dense}
     return dataclasses.replace(
         delta,
@@ -306,4 +306,4 @@ def _for_model(delta: Delta, model: Model) -> Delta:
 def _warm_up(model: Model, store: ReadStore) -> None:
     """Compile before the switch, so that no request pays for it; also proves that the shapes fit."""
     nothing_known = pa.record_batch({"_time": pa.array([0], pa.int64())})
-    predict_batch(model, nothing_known, lambda ids: store.pull(ids)[:2])
+    predict_batch(model, nothing_known, lambda ids: store.pull(ids)[:2], store.lookup_at)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Floats, Ids, Version
+from cuckooflow.embedding_store.kinds import AsOf, RowsAt
 from cuckooflow.errors import BadRequest
 from cuckooflow.models.features import input_columns
 from cuckooflow.models.registry import predict_batch
@@ -54,6 +55,11 @@ def corrected(probabilities: npt.ArrayLike, sampling_rate: float) -> npt.NDArray
     p = np.asarray(probabilities, np.float64)
     scaled = p * sampling_rate
     return np.asarray(scaled / (1.0 - p + scaled), np.float64)
+
+
+#: A snapshot that is applied between the two look-ups of one request makes it look again, at most so often; then the
+#: streaming features are of the version before.
+_TRIES_MAX = 4
 
 
 class Scorer:
@@ -157,13 +163,31 @@ class Scorer:
 
 
 def _predict(served: Served, batch: pa.RecordBatch) -> tuple[dict[str, Floats], Version]:
-    """Label -> raw probabilities, and the one version that rows and dense parameters were of."""
-    versions: list[Version] = []
+    """Label -> raw probabilities, and the one version that rows and dense parameters were of.
 
-    def pull(ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        rows, dense, version = served.store.pull(ids)
-        assert version is not None  # a store is served after its first delta
-        versions.append(version)
-        return rows, dense
+    Raises:
+        BadRequest: a column has a type that a feature cannot take.
+    """
+    for _ in range(_TRIES_MAX):
+        versions: list[Version] = []
 
-    return predict_batch(served.model, batch, pull), versions[-1]
+        def pull(
+            ids: Mapping[str, Ids], versions: list[Version] = versions
+        ) -> tuple[dict[str, Floats], dict[str, Floats]]:
+            rows, dense, version = served.store.pull(ids)
+            assert version is not None  # a store is served after its first delta
+            versions.append(version)
+            return rows, dense
+
+        def lookup_at(
+            ids: Mapping[str, Ids], as_of_us: AsOf = None, versions: list[Version] = versions
+        ) -> RowsAt:
+            rows, version = served.store.pull_at(ids, as_of_us)
+            assert version is not None
+            versions.append(version)
+            return rows
+
+        answer = predict_batch(served.model, batch, pull, lookup_at)
+        if len(set(versions)) == 1:
+            break
+    return answer, versions[-1]
