@@ -49,12 +49,16 @@ FEATURES: tuple[FeatureSpec, ...] = (
 )
 
 
+#: The job spec of the streaming features.
+STREAMING_JOB = Path(__file__).resolve().parent.parent / "examples" / "kuairand_streaming.yaml"
+
+
 @dataclass(frozen=True)
 class Feed:
     """The whole log.
 
     Attributes:
-        batch: all rows with the columns that :data:`FEATURES` read, ``_time``, ``_append``, ``_offset``,
+        batch: all rows with the columns that :data:`FEATURES` and :data:`STREAMING_JOB` read, ``_time``, ``_append``, ``_offset``,
             ``_row`` and one ``label_<name>`` for each of :data:`LABELS`.
         repeated: (n,) bool: rows that repeat an earlier row's (user, video, time).
     """
@@ -97,6 +101,9 @@ def load(folder: Path, rows: int | None = None) -> Feed:
     columns |= {name: _flat(videos[name]).take(video_at) for name in ("author_id", "upload_type")}
     tags = _flat(videos["tag"]).cast(pa.string()).take(video_at)
     columns["tag"] = pc.split_pattern(pc.if_else(pc.equal(tags, ""), None, tags), ",")
+    columns["first_tag"] = pc.list_element(columns["tag"], 0)
+    seconds = columns["duration_s"].to_numpy()
+    columns["duration_step"] = pa.array(np.searchsorted(_DURATIONS, seconds, side="right"))
     time_us = np.asarray(log["time_ms"]).astype(np.int64) * 1000
     columns["_time"] = columns["_append"] = pa.array(time_us)
     columns["_offset"] = pa.array(np.arange(log.num_rows))

@@ -3,9 +3,10 @@
 Progressive AUC and log loss on KuaiRand-Pure: every row of the second half is predicted before it is
 trained on, rows that repeat an earlier event are left out of the figures. The rows go through the
 real code: feature encoding and TrainStep in a Beam pipeline on the in-process runner, over an embedded
-store. Vowpal Wabbit gets the same rows and features in the same run. The last line is JSON.
+store. Vowpal Wabbit gets the same rows and the base features in the same run. The last line is JSON.
 
     python benchmarks/quality.py --dataset kuairand --label is_click --json
+    python benchmarks/quality.py --dataset kuairand --label is_click --features streaming --lag-s 60 --json
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,11 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import build_model, store_config
 from cuckooflow.models.spec import ModelSpec
+from cuckooflow.pipelines.options import training_options
+from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.transforms.shared_stores import share_store, unshare_store
 from cuckooflow.transforms.train_step import TrainConfig, TrainStep
 from cuckooflow.transforms.training_options import TrainingOptions
@@ -39,19 +44,44 @@ from cuckooflow.transforms.training_options import TrainingOptions
 QUICK_ROWS = 60_000
 
 
-def train(feed: kuairand.Feed, spec: ModelSpec, batch_size: int) -> tuple[npt.NDArray[np.float64], float]:
-    """One pass through the pipeline: every row's probability in row order, and examples a second.
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and how."""
+
+    spec: ModelSpec
+    features: Sequence[FeatureSpec]
+    options: TrainingOptions
+
+    @property
+    def streaming(self) -> bool:
+        """Whether some feature follows from earlier examples."""
+        return any(feature.streaming for feature in self.features)
+
+
+def streaming_learner(lag_s: float | None, batch_size: int | None) -> Learner:
+    """The job spec's, with another lag or batch size where one is given."""
+    job = load_spec(kuairand.STREAMING_JOB)
+    changes: dict[str, int] = {}
+    if lag_s is not None:
+        changes["lag_us"] = round(lag_s * 1e6)
+    if batch_size is not None:
+        changes["batch_size"] = batch_size
+    return Learner(job.model, job.features, training_options(job).model_copy(update=changes))
+
+
+def train(feed: kuairand.Feed, learner: Learner) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
+    """One pass through the pipeline: label -> every row's probability in row order, and examples a second.
 
     The time counts from the start of the pipeline, compilation of the model included, TensorFlow's
     import not.
     """
-    model = build_model(spec, kuairand.FEATURES)
+    model = build_model(learner.spec, learner.features)
     store = EmbeddedStore(store_config(model), None)
     config = TrainConfig(
         store=share_store("quality", store),
-        model=spec,
-        features=kuairand.FEATURES,
-        options=TrainingOptions(batch_size=batch_size),
+        model=learner.spec,
+        features=learner.features,
+        options=learner.options,
         predictions=True,
     )
     begun = time.perf_counter()
@@ -70,7 +100,8 @@ def train(feed: kuairand.Feed, spec: ModelSpec, batch_size: int) -> tuple[npt.ND
     offsets = np.asarray(table["_offset"])
     if not np.array_equal(offsets, np.arange(len(feed))):
         raise RuntimeError(f"expected a prediction for each of {len(feed)} rows in order, got {len(offsets)}")
-    return np.asarray(table[f"p_{spec.labels[0]}"]).astype(np.float64), len(feed) / seconds
+    found = {label: np.asarray(table[f"p_{label}"]).astype(np.float64) for label in learner.spec.labels}
+    return found, len(feed) / seconds
 
 
 def figures(feed: kuairand.Feed, label: str, probabilities: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -81,28 +112,33 @@ def figures(feed: kuairand.Feed, label: str, probabilities: npt.NDArray[np.float
     return float(roc_auc_score(labels, p)), float(log_loss(labels, p))
 
 
-def measure(label: str, spec: ModelSpec, batch_size: int, quick: bool) -> dict[str, Any]:
-    """Both learners on the same rows."""
+def measure(label: str, learner: Learner, quick: bool) -> dict[str, Any]:
+    """Both learners on the same rows; Vowpal Wabbit with the base features in any case."""
     from cuckooflow.models.base import tensorflow
 
     feed = kuairand.load(kuairand.data_folder(), QUICK_ROWS if quick else None)
     tensorflow()
-    probabilities, rate = train(feed, spec, batch_size)
-    auc, loss = figures(feed, label, probabilities)
+    probabilities, rate = train(feed, learner)
+    auc, loss = figures(feed, label, probabilities[label])
+    others = [name for name in learner.spec.labels if name != label]
     with tempfile.TemporaryDirectory() as folder:
         reference = vowpal.run(feed, label, Path(folder), quick)
     vw_auc, vw_loss = figures(feed, label, reference.probabilities)
     return {
         "dataset": "kuairand",
         "label": label,
-        "features": "base",
+        "features": "streaming" if learner.streaming else "base",
+        "lag_s": learner.options.lag_us / 1e6 if learner.streaming else None,
         "auc": round(auc, 4),
         "logloss": round(loss, 4),
         "vw_auc": round(vw_auc, 4),
         "vw_logloss": round(vw_loss, 4),
         "examples_per_s": round(rate),
-        "batch_size": batch_size,
-        "model": spec.kind if spec.kind == "lr" or spec.fm else "dnn+linear",
+        "other_labels": {
+            name: [round(x, 4) for x in figures(feed, name, probabilities[name])] for name in others
+        },
+        "batch_size": learner.options.batch_size,
+        "model": learner.spec.kind if learner.spec.kind != "deepfm" or learner.spec.fm else "dnn+linear",
         "rows": len(feed),
         "quick": quick,
         "vw_options": reference.options,
@@ -117,7 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", choices=["kuairand"], default="kuairand")
     parser.add_argument("--label", choices=kuairand.LABELS, default="is_click")
     parser.add_argument("--model", choices=["dnn", "deepfm", "lr"], default="dnn")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument(
+        "--features",
+        choices=["base", "streaming"],
+        default="base",
+        help=f"streaming: features and model of {kuairand.STREAMING_JOB.name}",
+    )
+    parser.add_argument("--lag-s", type=float, help="of streaming features; default: the job spec's")
+    parser.add_argument(
+        "--batch-size", type=int, help="default 256, with --features streaming the job spec's"
+    )
     parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_ROWS} rows, no grid for VW")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     given = parser.parse_args(arguments)
@@ -127,7 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spec = ModelSpec(
         kind="lr" if given.model == "lr" else "deepfm", labels=(given.label,), fm=given.model == "deepfm"
     )
-    found = measure(given.label, spec, given.batch_size, given.quick)
+    learner = Learner(spec, kuairand.FEATURES, TrainingOptions(batch_size=given.batch_size or 256))
+    if given.features == "streaming":
+        learner = streaming_learner(given.lag_s, given.batch_size)
+    found = measure(given.label, learner, given.quick)
     if not given.json:
         if given.quick:
             print(f"quick: the first {QUICK_ROWS} rows only, so these are not the figures of the claim")
