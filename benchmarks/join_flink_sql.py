@@ -15,7 +15,7 @@ from cuckooflow.runners.cluster.cache import cached_folder, default_cache, tool
 from cuckooflow.runners.cluster.ports import free_port
 
 _ROOT = Path(__file__).resolve().parent.parent
-_CONNECTOR = "org.apache.flink:flink-sql-connector-kafka:3.3.0-1.19"
+_CONNECTOR = "org.apache.flink:flink-sql-connector-kafka:3.2.0-1.19"
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy"
 _INSTALL_TIMEOUT_S = 900.0
 #: Of one run, start-up included; the rate up to then counts where it has not ended.
