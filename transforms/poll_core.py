@@ -197,9 +197,9 @@ class PollCore:
                 parts[key[0]].append(rows)
             if letters is not None and letters.num_rows:
                 dead.append(letters)
-        if any(parts.values()) or self._is_element_due(now_us):
-            # Not with every poll: an idle job would send elements without rows all the time.
-            for now in () if self._is_doubtful() else self._idle:
+        # Not with every poll: an idle job would send elements without rows all the time.
+        if not self._is_doubtful() and (any(parts.values()) or self._is_element_due(now_us)):
+            for now in self._idle:
                 now.watermark_us = max(now.watermark_us, now_us - self.options.max_skew_us)
         links = self._links()
         progressed |= any(link.end for link in links)
