@@ -1,270 +1,195 @@
-"""Events/s through OnlineJoin: in process, of the pure core without a runner, and of a per-key DoFn.
+"""The join's speed: on Flink beside Flink SQL, on Prism, in process beside a per-key DoFn, and of its core alone.
 
-2 million impressions of about 200 bytes, 30 % with one action (``--quick``: 300 thousand), from memory:
-elements as the source makes them, keyed by 8 shards. The per-key DoFn is the one most people would write:
-one element an event, keyed by the join key, the impression in state, a timer for the window; it gets
-fewer events (its figure is events/s all the same) and its source is as cheap.
+Parts (``--parts``, default all):
+    core: the pure core on one core, from memory.
+    direct: OnlineJoin in Beam's in-process runner, from memory.
+    per_key: the join with one element an event, which ``direct_vs_per_key`` is against.
+    flink, json: the job as it is submitted, at parallelism 2 between Kafka topics of 8 partitions that hold all events, as
+        Arrow batches of 1,024 rows and as JSON records; the rate between 20 % and 90 % of the events.
+    sql: Flink SQL's interval left join of the same JSON records (apache-flink in an environment of its own).
+    prism: the job on Prism between local logs of Arrow batches.
+    latency: action in Kafka to eager example read, at 20 thousand events/s.
+    idle: what all processes of a job without input take of a core.
+    state: bytes of a checkpoint for each impression that waits, over its Arrow size.
 
-Prints one JSON line last.
+``--quick`` is core, direct and per_key with fewer events, and needs no cluster. Prints one JSON line last; what was not
+run is null in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
-import resource
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
-import numpy as np
-import pyarrow as pa
-from apache_beam.coders import PickleCoder
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import TimestampedValue
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from cuckooflow.embedding_store.hashing import hash_rows
-from cuckooflow.transforms.balances import imbalances
-from cuckooflow.transforms.coders import Keyed
-from cuckooflow.transforms.in_band import (
-    ACTIONS,
-    END_TIME_US,
-    IMPRESSIONS,
-    NO_TIME_US,
-    ROW_COLUMNS,
-    Header,
-    Link,
-    attach,
+from benchmarks.join_events import Shape, events
+
+QUICK = ("core", "direct", "per_key")
+ON_FLINK = ("flink", "json", "latency", "idle", "state")
+PARTS = (*QUICK, *ON_FLINK, "sql", "prism")
+KEYS = (
+    "flink_events_per_s",
+    "flink_json_events_per_s",
+    "flink_vs_flink_sql",
+    "prism_events_per_s",
+    "direct_events_per_s",
+    "direct_vs_per_key",
+    "core_events_per_s",
+    "latency_p50_s",
+    "latency_p99_s",
+    "state_bytes_ratio",
+    "idle_core_fraction",
 )
-from cuckooflow.transforms.join_options import JoinOptions, Label
-from cuckooflow.transforms.join_outputs import ExamplesSchema
-from cuckooflow.transforms.join_shard import JoinShard
-from cuckooflow.transforms.join_state import CellRing, ListBag
-from cuckooflow.transforms.online_join import OnlineJoin
-
-IMPRESSION_COLUMNS = pa.schema(
-    [
-        ("request_id", pa.int64()),
-        ("item_id", pa.int64()),
-        ("user_id", pa.string()),
-        ("context", pa.string()),
-        ("tags", pa.list_(pa.int64())),
-        ("age", pa.float64()),
-    ]
-)
-ACTION_COLUMNS = pa.schema([("request_id", pa.int64()), ("item_id", pa.int64()), ("action", pa.string())])
-SHARDS = 8
-POLL_ROWS = 65_536
-STEP_US = 1_000  # of event time between two impressions
-WINDOW_US = 200_000 * STEP_US  # so that 200,000 impressions are open at once
-SKEW_US = 5_000 * STEP_US
-OPTIONS = JoinOptions(
-    key=("request_id", "item_id"),
-    action_type="action",
-    labels=(Label("click", "click", WINDOW_US), Label("like", "like", WINDOW_US)),
-    late_horizon_us=4 * WINDOW_US,
-    max_lead_us=WINDOW_US,
-    num_shards=SHARDS,
-    cache_bytes=1 << 30,
-    tick_us=0,
-)
-PER_KEY_IMPRESSIONS = 10_000
 
 
-def tables(impressions: int, seed: int) -> tuple[pa.Table, pa.Table]:
-    """Both logs in arrival order: event times out of order within the skew; actions after a heavy-tailed delay."""
-    rng = np.random.default_rng(seed)
-    base = 1_700_000_000_000_000
-    times = base + np.arange(impressions) * STEP_US + rng.integers(0, SKEW_US, impressions)
-    requests, items = np.arange(impressions) // 5, np.arange(impressions) * 7919 % 1_000_003
-    users = pa.array(np.char.add("user-", (requests % 100_000).astype(str)))
-    context = pa.array(
-        np.char.mod(
-            "surface=home;position=%03d;experiment=control-bucket-17;device=phone;app=4.17.2;locale=en_GB;network=wifi;",
-            items % 1_000,
-        )
+def main(words: list[str] | None = None) -> None:
+    """The command line."""
+    args = options(words)
+    found: dict[str, float | None] = dict.fromkeys(KEYS)
+    if set(args.parts) & set(QUICK):
+        found |= in_process(args)
+    if set(args.parts) & {*ON_FLINK, "sql"}:
+        found |= on_flink(args)
+    if "prism" in args.parts:
+        found |= on_prism(args)
+    print(json.dumps({name: found[name] if found[name] is None else round(found[name], 4) for name in KEYS}))
+
+
+def options(words: list[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    offsets = pa.array(np.arange(impressions + 1, dtype=np.int32) * 5)
-    tags = pa.ListArray.from_arrays(offsets, pa.array(rng.integers(0, 500, impressions * 5)))
-    columns = [requests, items, users, context, tags, rng.random(impressions) * 60]
-    shown = pa.table(columns, schema=IMPRESSION_COLUMNS).append_column("_time", pa.array(times))
-    acted = np.flatnonzero(rng.random(impressions) < 0.3)
-    delays = np.minimum(rng.pareto(1.5, len(acted)) * 2_000 * STEP_US, 3 * WINDOW_US).astype(np.int64)
-    kinds = np.where(rng.random(len(acted)) < 0.8, "click", "like")
-    done = pa.table([requests[acted], items[acted], pa.array(kinds)], schema=ACTION_COLUMNS)
-    done = done.append_column("_time", pa.array(times[acted] + delays))
-    # Feedback reaches its log when it happens, most of it: a tenth of a percent comes up to 3 windows late.
-    behind = np.where(rng.random(len(acted)) < 0.001, rng.integers(0, 3 * WINDOW_US, len(acted)), 0)
-    arrival = np.argsort(times[acted] + delays + behind, kind="stable")
-    return shown, done.take(pa.array(arrival))
+    parser.add_argument("--quick", action="store_true", help="a check without a cluster")
+    parser.add_argument("--parts", type=_parts, help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--impressions", type=int, help="default 2 million, of JSON half of it")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--cluster", type=Path, help="folder of a cluster to use, started if it is not; it is left up"
+    )
+    parser.add_argument("--library", default="kafka-python", help="by which the jobs reach Kafka")
+    parser.add_argument("--beam", action="append", default=[], help="an option for Beam, of jobs on Flink")
+    args = parser.parse_args(words)
+    args.parts = args.parts or (QUICK if args.quick else PARTS)
+    args.impressions = args.impressions or (300_000 if args.quick else 2_000_000)
+    return args
 
 
-def with_positions(table: pa.Table, log: int) -> pa.Table:
-    """The rows with all columns that the source adds."""
-    times = table.column("_time").to_numpy()
-    watermarks = np.maximum.accumulate(times) - SKEW_US
-    before = np.concatenate(([NO_TIME_US], watermarks[:-1]))
-    n = len(times)
-    hashes = hash_rows([table.column(name) for name in OPTIONS.key])
-    values = {
-        "_log": np.full(n, log, np.int8),
-        "_partition": np.zeros(n, np.int32),
-        "_offset": np.arange(n),
-        "_row": np.zeros(n, np.int32),
-        "_wm": before,
-        "_append": times,
-        "_hash": hashes,
-    }
-    for field in ROW_COLUMNS:
-        if field.name in values:
-            table = table.append_column(field, pa.array(values[field.name], field.type))
-    return table
-
-
-def polls(shown: pa.Table, acted: pa.Table) -> list[tuple[int, pa.RecordBatch]]:
-    """Elements as the poller makes them: pieces of both logs at about the same event time, by shard."""
-    both = (with_positions(shown, IMPRESSIONS), with_positions(acted, ACTIONS))
-    times = [table.column("_time").to_numpy() for table in both]
-    marks = [np.maximum.accumulate(t) - SKEW_US for t in times]
-    elements: list[tuple[int, pa.RecordBatch]] = []
-    starts, chain = [0, 0], 0
-    while starts[0] < len(times[0]) or starts[1] < len(times[1]):
-        ends = [
-            min(starts[0] + int(POLL_ROWS * len(times[0]) / (len(times[0]) + len(times[1]))), len(times[0]))
-        ]
-        last = ends[0] == len(times[0])
-        ahead = len(times[1]) if last else int(np.searchsorted(marks[1], marks[0][ends[0] - 1]))
-        ends.append(max(starts[1], ahead))
-        pieces = [both[log].slice(starts[log], ends[log] - starts[log]) for log in (0, 1)]
-        rows = pa.concat_tables(pieces, promote_options="default").combine_chunks()
-        shards = rows.column("_hash").to_numpy() % SHARDS
-        links = tuple(
-            Link(log, 0, chain, int(marks[log][ends[log] - 1]) if ends[log] else NO_TIME_US) for log in (0, 1)
+def _parts(text: str) -> tuple[str, ...]:
+    named = tuple(text.split(","))
+    unknown = [name for name in named if name not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"expected parts among {','.join(PARTS)}, received {','.join(unknown)}"
         )
-        header = Header(links, {0: 1, 1: 1}, chain * 100_000)
-        for shard in range(SHARDS):
-            mine = rows.filter(pa.array(shards == shard)).combine_chunks().to_batches()[0]
-            elements.append((shard, attach(mine, header)))
-        starts, chain = ends, chain + 1
-    ended = tuple(Link(log, 0, chain, END_TIME_US, end=True) for log in (0, 1))
-    nothing = rows.slice(0, 0).combine_chunks().to_batches() or [elements[0][1].slice(0, 0)]
-    last_header = Header(ended, {0: 1, 1: 1}, chain * 100_000)
-    return elements + [(shard, attach(nothing[0], last_header)) for shard in range(SHARDS)]
+    return named
 
 
-def run_core(elements: list[tuple[int, pa.RecordBatch]]) -> dict[str, int]:
-    """The core with its state cells in lists; the counts of all shards."""
-    schema = ExamplesSchema(OPTIONS, IMPRESSION_COLUMNS, ACTION_COLUMNS)
-    shards = {}
-    for shard in range(SHARDS):
-        bags = [ListBag() for _ in range(OPTIONS.state_buckets)]
-        shards[shard] = JoinShard(shard, schema, CellRing(bags, ListBag(), OPTIONS.bucket_us), None)
-    counts: dict[int, dict[str, int]] = {}
-    for shard, batch in elements:
-        for record in shards[shard].accept(batch).balances:
-            counts[shard] = record["counts"]
-    sums = {name: sum(c[name] for c in counts.values()) for name in counts[0]}
-    faults = imbalances({"join": sums})
-    assert not faults, faults
-    return sums
+def in_process(args: argparse.Namespace) -> dict[str, float | None]:
+    """Parts core, direct and per_key."""
+    from benchmarks.join_in_process import polls, run_beam, run_core, run_per_key
+
+    found: dict[str, float | None] = {}
+    made = events(args.impressions, args.seed)
+    if {"core", "direct"} & set(args.parts):
+        elements = polls(made.shown, made.done)
+        print(
+            f"{len(made.shown):,} impressions of {made.shown.nbytes / len(made.shown):.0f} bytes, "
+            f"{len(made.done):,} actions, {len(elements)} elements"
+        )
+    if "core" in args.parts:
+        core_s, counts = timed(lambda: run_core(elements))
+        found["core_events_per_s"] = made.count / core_s
+        print(f"core: {made.count / core_s:,.0f} events/s; {counts}")
+    if "direct" in args.parts:
+        beam_s, examples = timed(lambda: run_beam(elements))
+        found["direct_events_per_s"] = made.count / beam_s
+        print(f"Beam in process: {made.count / beam_s:,.0f} events/s; {examples:,} examples")
+        if "core" in args.parts:
+            assert examples == counts["examples"], (examples, counts)
+    if "per_key" in args.parts:
+        few = events(1_500 if args.quick else 10_000, args.seed)
+        per_key_s, plain = timed(lambda: run_per_key(few.shown, few.done))
+        per_key = few.count / per_key_s
+        print(f"per-key DoFn: {per_key:,.0f} events/s over {few.count:,}; {plain:,} examples")
+        if "direct" in args.parts:
+            found["direct_vs_per_key"] = (found["direct_events_per_s"] or 0.0) / per_key
+    return found
 
 
-class _Emit(beam.DoFn):
-    """All elements from one call, as the live source gives them; they lie in memory (see ``held``)."""
+def on_flink(args: argparse.Namespace) -> dict[str, float | None]:
+    """The parts that need a cluster."""
+    import numpy as np
 
-    held: list[Any] = []
+    from benchmarks.join_on_flink import flink_bench
 
-    def process(self, _: bytes) -> Iterator[Any]:
-        yield from _Emit.held
-
-
-class _Count(beam.DoFn):
-    rows = 0
-
-    def process(self, element: Any) -> None:
-        _Count.rows += element[1].num_rows
-
-
-def in_process() -> beam.Pipeline:
-    return beam.Pipeline(FnApiRunner(), PipelineOptions(["--no_save_main_session"]))
-
-
-def run_beam(elements: list[tuple[int, pa.RecordBatch]]) -> int:
-    """OnlineJoin in the in-process runner; the examples that came out."""
-    _Emit.held, _Count.rows = elements, 0
-    pipeline = in_process()
-    source = pipeline | beam.Impulse() | beam.ParDo(_Emit()).with_output_types(Keyed)
-    joined = source | OnlineJoin(OPTIONS, "benchmark", IMPRESSION_COLUMNS, ACTION_COLUMNS)
-    _ = joined["examples"] | beam.ParDo(_Count())
-    pipeline.run().wait_until_finish()
-    _Emit.held = []
-    return _Count.rows
-
-
-class _PerKeyJoin(beam.DoFn):
-    """The join as it is usually written: one key, one impression, one timer."""
-
-    IMPRESSION = ReadModifyWriteStateSpec("impression", PickleCoder())
-    ACTIONS = BagStateSpec("actions", PickleCoder())
-    CLOSE = TimerSpec("close", TimeDomain.WATERMARK)
-
-    def process(
-        self,
-        element: tuple[bytes, dict[str, Any]],
-        impression: Any = beam.DoFn.StateParam(IMPRESSION),
-        actions: Any = beam.DoFn.StateParam(ACTIONS),
-        close: Any = beam.DoFn.TimerParam(CLOSE),
-    ) -> None:
-        _, row = element
-        if row["_log"] == IMPRESSIONS:
-            impression.write(row)
-        else:
-            actions.add(row)
-        close.set((row["_time"] + WINDOW_US) / 1e6)
-
-    @on_timer(CLOSE)
-    def on_close(
-        self,
-        impression: Any = beam.DoFn.StateParam(IMPRESSION),
-        actions: Any = beam.DoFn.StateParam(ACTIONS),
-    ) -> Iterator[Any]:
-        row = impression.read()
-        if row is not None:
-            kinds = {a["action"] for a in actions.read()}
-            yield {**row, "label_click": "click" in kinds, "label_like": "like" in kinds}
-        impression.clear()
-        actions.clear()
+    found: dict[str, float | None] = {}
+    shape = Shape()
+    with flink_bench(args.cluster, args.library, tuple(args.beam)) as bench:
+        if "flink" in args.parts:
+            made = events(args.impressions, args.seed, shape)
+            found["flink_events_per_s"] = bench.events_per_s(made, shape, "arrow")
+            print(f"Flink, Arrow batches: {found['flink_events_per_s']:,.0f} events/s over {made.count:,}")
+        if "sql" in args.parts:
+            found["flink_vs_flink_sql"] = beside_sql(args, bench, found.get("flink_events_per_s"))
+        if "json" in args.parts:
+            made = events(args.impressions // 2, args.seed, shape)
+            found["flink_json_events_per_s"] = bench.events_per_s(made, shape, "json")
+            print(
+                f"Flink, JSON records: {found['flink_json_events_per_s']:,.0f} events/s over {made.count:,}"
+            )
+        if "latency" in args.parts:
+            latencies_s = bench.latencies_s(args.seed)
+            p50, p99 = np.quantile(latencies_s, (0.5, 0.99)).tolist()
+            found |= {"latency_p50_s": p50, "latency_p99_s": p99}
+            print(f"latency of {len(latencies_s):,} positives: p50 {p50:.2f} s, p99 {p99:.2f} s")
+        if "idle" in args.parts:
+            found["idle_core_fraction"] = bench.idle_core_fraction(args.seed)
+        if "state" in args.parts:
+            found["state_bytes_ratio"] = bench.state_bytes_ratio(args.seed)
+    return found
 
 
-class _CountOne(beam.DoFn):
-    rows = 0
+def beside_sql(args: argparse.Namespace, bench: Any, ours: float | None) -> float | None:
+    """Part sql: how many times as fast as Flink SQL the join of Arrow batches is; None where one of them is not there."""
+    from benchmarks.join_flink_sql import NotHere, flink_sql_events_per_s
+    from benchmarks.join_on_flink import PARALLELISM
 
-    def process(self, _: Any) -> None:
-        _CountOne.rows += 1
+    shape = Shape()
+    made = events(args.impressions // 4, args.seed, shape)
+    job = bench.job(shape, "json")
+    job.fill(made, "json")
+    try:
+        rates = flink_sql_events_per_s(job, made, shape, PARALLELISM)
+    except NotHere as reason:
+        print(f"sql: left out: {reason}")
+        return None
+    if ours is None:
+        print("sql: beside nothing, as the part flink was not run")
+        return None
+    return ours / max(rates.values())
 
 
-def run_per_key(shown: pa.Table, acted: pa.Table) -> int:
-    """The per-key DoFn in the in-process runner; the examples that came out."""
-    rows = [{"_log": IMPRESSIONS, **row} for row in shown.to_pylist()]
-    rows += [{"_log": ACTIONS, **row} for row in acted.to_pylist()]
-    rows.sort(key=lambda row: row["_time"])
-    _Emit.held = [
-        TimestampedValue((f"{r['request_id']}/{r['item_id']}".encode(), r), r["_time"] / 1e6) for r in rows
-    ]
-    _CountOne.rows = 0
-    pipeline = in_process()
-    keyed = pipeline | beam.Impulse() | beam.ParDo(_Emit()).with_output_types(tuple[bytes, dict[str, Any]])
-    _ = keyed | beam.ParDo(_PerKeyJoin()) | beam.ParDo(_CountOne())
-    pipeline.run().wait_until_finish()
-    _Emit.held = []
-    return _CountOne.rows
+def on_prism(args: argparse.Namespace) -> dict[str, float | None]:
+    """Part prism."""
+    from benchmarks.join_on_prism import prism_events_per_s
+    from cuckooflow.runners.prism import INSTALL, find_prism
+
+    if find_prism() is None:
+        print(f"prism: left out, there is no Prism here: {INSTALL}")
+        return {}
+    made = events(args.impressions, args.seed)
+    rate = prism_events_per_s(made, Shape())
+    print(f"Prism: {rate:,.0f} events/s over {made.count:,}")
+    return {"prism_events_per_s": rate}
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -274,48 +199,6 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="300 thousand impressions, for a check")
-    parser.add_argument("--impressions", type=int)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    logging.getLogger().setLevel(logging.ERROR)
-    impressions = args.impressions or (300_000 if args.quick else 2_000_000)
-    shown, acted = tables(impressions, args.seed)
-    elements = polls(shown, acted)
-    events = len(shown) + len(acted)
-    row_bytes = shown.nbytes / len(shown)
-    print(
-        f"{len(shown):,} impressions of {row_bytes:.0f} bytes, {len(acted):,} actions, {len(elements)} elements"
-    )
-    core_s, counts = timed(lambda: run_core(elements))
-    print(f"core: {events / core_s:,.0f} events/s; {counts}")
-    beam_s, examples = timed(lambda: run_beam(elements))
-    print(f"Beam in process: {events / beam_s:,.0f} events/s; {examples:,} examples")
-    assert examples == counts["examples"], (examples, counts)
-    n = 1_500 if args.quick else PER_KEY_IMPRESSIONS
-    few_shown, few_acted = tables(n, args.seed)
-    per_key_s, plain = timed(lambda: run_per_key(few_shown, few_acted))
-    per_key = (len(few_shown) + len(few_acted)) / per_key_s
-    print(
-        f"per-key DoFn: {per_key:,.0f} events/s over {len(few_shown) + len(few_acted):,}; {plain:,} examples"
-    )
-    answer = {
-        "impressions": impressions,
-        "row_bytes": round(row_bytes),
-        "actions": len(acted),
-        "events_per_s_beam": round(events / beam_s),
-        "events_per_s_core": round(events / core_s),
-        "events_per_s_per_key_dofn": round(per_key),
-        "late": counts["late"],
-        "max_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
-    print(json.dumps(answer))
-
-
 if __name__ == "__main__":
-    # A DoFn of __main__ travels by value, with all that its class holds; of a module, by name.
-    importlib.import_module(Path(__file__).stem).main()
+    logging.getLogger().setLevel(logging.ERROR)
+    main()

@@ -129,6 +129,7 @@ class PollCore:
         self._last_element_us: int | None = None
         self._figures_told_us: int | None = None
         self._turn = 0
+        self._idle: list[PartitionState] = []  # as this poll found
         self._hand_over = hand_over
         self._pace = None if options.replay_speed is None else ReplayPace(options.replay_speed)
         self._read_counts = SourceCounts(options.balance_interval_us)
@@ -171,6 +172,7 @@ class PollCore:
         parts: dict[int, list[pa.RecordBatch]] = {IMPRESSIONS: [], ACTIONS: []}
         dead: list[pa.RecordBatch] = []
         progressed = False
+        self._idle.clear()
         left, left_bytes = self.options.max_messages, self.options.max_poll_bytes
         keys = list(self._partitions)
         share = max(_SHARE_BYTES_MIN, left_bytes // len(keys))
@@ -195,6 +197,10 @@ class PollCore:
                 parts[key[0]].append(rows)
             if letters is not None and letters.num_rows:
                 dead.append(letters)
+        # Not with every poll: an idle job would send elements without rows all the time.
+        if not self._is_doubtful() and (any(parts.values()) or self._is_element_due(now_us)):
+            for now in self._idle:
+                now.watermark_us = max(now.watermark_us, now_us - self.options.max_skew_us)
         links = self._links()
         progressed |= any(link.end for link in links)
         elements = self._elements(parts, links, now_us)
@@ -393,11 +399,15 @@ class PollCore:
         if now.idle_since_us is None:
             now.idle_since_us = now_us
         elif self._is_idle(now, now_us):
-            now.watermark_us = max(now.watermark_us, now_us - self.options.max_skew_us)
+            self._idle.append(now)
 
     def _is_idle(self, now: PartitionState, now_us: int) -> bool:
         since_us = now.idle_since_us
         return self.options.live and since_us is not None and now_us - since_us >= self.options.idle_after_us
+
+    def _is_element_due(self, now_us: int) -> bool:
+        told_us = self._last_element_us
+        return told_us is None or now_us - told_us >= self.options.heartbeat_us
 
     def _links(self) -> tuple[Link, ...]:
         """Links of the partitions with news since their last link; the same ones go to every shard."""
@@ -423,8 +433,7 @@ class PollCore:
     def _elements(
         self, parts: Mapping[int, list[pa.RecordBatch]], links: tuple[Link, ...], now_us: int
     ) -> list[Element]:
-        due = self._last_element_us is None or now_us - self._last_element_us >= self.options.heartbeat_us
-        if not any(parts.values()) and not links and not due:
+        if not any(parts.values()) and not links and not self._is_element_due(now_us):
             return []
         self._last_element_us = now_us
         # A copy: elements wait for their turn, and the log may get more partitions meanwhile.

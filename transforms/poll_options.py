@@ -29,7 +29,8 @@ class PollOptions:
         max_bytes: of one partition in one poll, default 8 MiB. Costs memory.
         max_poll_bytes: of all partitions together in one poll, default 32 MiB, each taking its part and at
             least 1 MiB. Costs memory; a smaller one costs throughput, as each poll makes an element a shard.
-        heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s.
+        heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s. No more often
+            does an idle partition alone move the clock.
         balance_interval_us: how often what was read is reported, default 1 s.
         figures_interval_us: how often lag and watermarks are told as metrics, default 5 s. Costs a question to
             the broker for each partition that is not read to its end.

@@ -270,15 +270,39 @@ def test_a_wrong_schema_names_all_its_faults() -> None:
         assert fault in str(caught.value)
 
 
-def test_an_idle_job_sends_no_more_than_its_heartbeats(tmp_path: Path) -> None:
-    """Ten polls a second for ten seconds over 8 partitions and 8 shards; the cost is printed."""
+@pytest.mark.parametrize("live", [False, True])
+def test_an_idle_job_sends_no_more_than_its_heartbeats(tmp_path: Path, live: bool) -> None:
+    """Ten polls a second for ten seconds over 8 partitions and 8 shards; the cost is printed.
+
+    Live, every partition is idle from the first second on, so that each poll finds a later clock.
+    """
     logs = Logs(tmp_path, impressions=4, actions=4)
-    core = logs.core(PollOptions(num_shards=8))
-    core.poll(0)
+    core = logs.core(PollOptions(num_shards=8, max_skew_us=0, live=live, idle_after_us=S))
+    polled = [core.poll(0).elements]
+    clock = InBandClock()
     begin = time.process_time()
-    elements = sum(len(core.poll(n * 100_000).elements) for n in range(1, 101))
+    polled += [core.poll(n * 100_000).elements for n in range(1, 101)]
     print(f"idle_core_share={(time.process_time() - begin) / 10:.4f}")
-    assert elements == 10 * 8
+    assert sum(len(elements) for elements in polled[1:]) == 10 * 8
+    if live:
+        for elements in polled:
+            for shard, element in elements:
+                if shard == 3:
+                    clock.accept(element)
+        assert clock.clock_us() == 10 * S
+
+
+def test_an_idle_partition_moves_the_clock_with_every_row_of_another(tmp_path: Path) -> None:
+    logs, clock = Logs(tmp_path, impressions=1), InBandClock()
+    core = logs.core(PollOptions(num_shards=1, max_skew_us=0, live=True, idle_after_us=S))
+    begin = T0 * S
+    for n in range(40):
+        now = begin + n * 100_000
+        logs.append(IMPRESSIONS, 0, json.dumps({"k": f"k{n}", "t": now / S}).encode())
+        for _, element in core.poll(now).elements:
+            clock.accept(element)
+        if n > 11:  # the actions are idle
+            assert clock.clock_us() == now
 
 
 def test_unused_batches_have_the_row_columns(tmp_path: Path) -> None:

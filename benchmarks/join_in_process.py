@@ -1,0 +1,215 @@
+"""The join from memory: in Beam's in-process runner, the pure core without a runner, and a per-key DoFn.
+
+Elements are as the source makes them, keyed by 8 shards. The per-key DoFn is the one most people would write:
+one element an event, keyed by the join key, the impression in state, a timer for the window; its source is as cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.coders import PickleCoder
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import TimestampedValue
+
+from benchmarks.join_events import ACTION_COLUMNS, IMPRESSION_COLUMNS, Shape
+from cuckooflow.embedding_store.hashing import hash_rows
+from cuckooflow.transforms.balances import imbalances
+from cuckooflow.transforms.coders import Keyed
+from cuckooflow.transforms.in_band import (
+    ACTIONS,
+    END_TIME_US,
+    IMPRESSIONS,
+    NO_TIME_US,
+    ROW_COLUMNS,
+    Header,
+    Link,
+    attach,
+)
+from cuckooflow.transforms.join_options import JoinOptions, Label
+from cuckooflow.transforms.join_outputs import ExamplesSchema
+from cuckooflow.transforms.join_shard import JoinShard
+from cuckooflow.transforms.join_state import CellRing, ListBag
+from cuckooflow.transforms.online_join import OnlineJoin
+
+SHARDS = 8
+POLL_ROWS = 65_536
+SHAPE = Shape()
+OPTIONS = JoinOptions(
+    key=("request_id", "item_id"),
+    action_type="action",
+    labels=(Label("click", "click", SHAPE.window_us), Label("like", "like", SHAPE.window_us)),
+    late_horizon_us=4 * SHAPE.window_us,
+    max_lead_us=SHAPE.window_us,
+    num_shards=SHARDS,
+    cache_bytes=1 << 30,
+    tick_us=0,
+)
+
+
+def with_positions(table: pa.Table, log: int) -> pa.Table:
+    """The rows with all columns that the source adds."""
+    times = table.column("_time").to_numpy()
+    watermarks = np.maximum.accumulate(times) - SHAPE.skew_us
+    before = np.concatenate(([NO_TIME_US], watermarks[:-1]))
+    n = len(times)
+    hashes = hash_rows([table.column(name) for name in OPTIONS.key])
+    values = {
+        "_log": np.full(n, log, np.int8),
+        "_partition": np.zeros(n, np.int32),
+        "_offset": np.arange(n),
+        "_row": np.zeros(n, np.int32),
+        "_wm": before,
+        "_append": times,
+        "_hash": hashes,
+    }
+    for field in ROW_COLUMNS:
+        if field.name in values:
+            table = table.append_column(field, pa.array(values[field.name], field.type))
+    return table
+
+
+def polls(shown: pa.Table, acted: pa.Table) -> list[tuple[int, pa.RecordBatch]]:
+    """Elements as the poller makes them: pieces of both logs at about the same event time, by shard."""
+    both = (with_positions(shown, IMPRESSIONS), with_positions(acted, ACTIONS))
+    times = [table.column("_time").to_numpy() for table in both]
+    marks = [np.maximum.accumulate(t) - SHAPE.skew_us for t in times]
+    elements: list[tuple[int, pa.RecordBatch]] = []
+    starts, chain = [0, 0], 0
+    while starts[0] < len(times[0]) or starts[1] < len(times[1]):
+        ends = [
+            min(starts[0] + int(POLL_ROWS * len(times[0]) / (len(times[0]) + len(times[1]))), len(times[0]))
+        ]
+        last = ends[0] == len(times[0])
+        ahead = len(times[1]) if last else int(np.searchsorted(marks[1], marks[0][ends[0] - 1]))
+        ends.append(max(starts[1], ahead))
+        pieces = [both[log].slice(starts[log], ends[log] - starts[log]) for log in (0, 1)]
+        rows = pa.concat_tables(pieces, promote_options="default").combine_chunks()
+        shards = rows.column("_hash").to_numpy() % SHARDS
+        links = tuple(
+            Link(log, 0, chain, int(marks[log][ends[log] - 1]) if ends[log] else NO_TIME_US) for log in (0, 1)
+        )
+        header = Header(links, {0: 1, 1: 1}, chain * 100_000)
+        for shard in range(SHARDS):
+            mine = rows.filter(pa.array(shards == shard)).combine_chunks().to_batches()[0]
+            elements.append((shard, attach(mine, header)))
+        starts, chain = ends, chain + 1
+    ended = tuple(Link(log, 0, chain, END_TIME_US, end=True) for log in (0, 1))
+    nothing = rows.slice(0, 0).combine_chunks().to_batches() or [elements[0][1].slice(0, 0)]
+    last_header = Header(ended, {0: 1, 1: 1}, chain * 100_000)
+    return elements + [(shard, attach(nothing[0], last_header)) for shard in range(SHARDS)]
+
+
+def run_core(elements: list[tuple[int, pa.RecordBatch]]) -> dict[str, int]:
+    """The core with its state cells in lists; the counts of all shards."""
+    schema = ExamplesSchema(OPTIONS, IMPRESSION_COLUMNS, ACTION_COLUMNS)
+    shards = {}
+    for shard in range(SHARDS):
+        bags = [ListBag() for _ in range(OPTIONS.state_buckets)]
+        shards[shard] = JoinShard(shard, schema, CellRing(bags, ListBag(), OPTIONS.bucket_us), None)
+    counts: dict[int, dict[str, int]] = {}
+    for shard, batch in elements:
+        for record in shards[shard].accept(batch).balances:
+            counts[shard] = record["counts"]
+    sums = {name: sum(c[name] for c in counts.values()) for name in counts[0]}
+    faults = imbalances({"join": sums})
+    assert not faults, faults
+    return sums
+
+
+class _Emit(beam.DoFn):
+    """All elements from one call, as the live source gives them; they lie in memory (see ``held``)."""
+
+    held: list[Any] = []
+
+    def process(self, _: bytes) -> Iterator[Any]:
+        yield from _Emit.held
+
+
+class _Count(beam.DoFn):
+    rows = 0
+
+    def process(self, element: Any) -> None:
+        _Count.rows += element[1].num_rows
+
+
+def in_process() -> beam.Pipeline:
+    return beam.Pipeline(FnApiRunner(), PipelineOptions(["--no_save_main_session"]))
+
+
+def run_beam(elements: list[tuple[int, pa.RecordBatch]]) -> int:
+    """OnlineJoin in the in-process runner; the examples that came out."""
+    _Emit.held, _Count.rows = elements, 0
+    pipeline = in_process()
+    source = pipeline | beam.Impulse() | beam.ParDo(_Emit()).with_output_types(Keyed)
+    joined = source | OnlineJoin(OPTIONS, "benchmark", IMPRESSION_COLUMNS, ACTION_COLUMNS)
+    _ = joined["examples"] | beam.ParDo(_Count())
+    pipeline.run().wait_until_finish()
+    _Emit.held = []
+    return _Count.rows
+
+
+class _PerKeyJoin(beam.DoFn):
+    """The join as it is usually written: one key, one impression, one timer."""
+
+    IMPRESSION = ReadModifyWriteStateSpec("impression", PickleCoder())
+    ACTIONS = BagStateSpec("actions", PickleCoder())
+    CLOSE = TimerSpec("close", TimeDomain.WATERMARK)
+
+    def process(
+        self,
+        element: tuple[bytes, dict[str, Any]],
+        impression: Any = beam.DoFn.StateParam(IMPRESSION),
+        actions: Any = beam.DoFn.StateParam(ACTIONS),
+        close: Any = beam.DoFn.TimerParam(CLOSE),
+    ) -> None:
+        _, row = element
+        if row["_log"] == IMPRESSIONS:
+            impression.write(row)
+        else:
+            actions.add(row)
+        close.set((row["_time"] + SHAPE.window_us) / 1e6)
+
+    @on_timer(CLOSE)
+    def on_close(
+        self,
+        impression: Any = beam.DoFn.StateParam(IMPRESSION),
+        actions: Any = beam.DoFn.StateParam(ACTIONS),
+    ) -> Iterator[Any]:
+        row = impression.read()
+        if row is not None:
+            kinds = {a["action"] for a in actions.read()}
+            yield {**row, "label_click": "click" in kinds, "label_like": "like" in kinds}
+        impression.clear()
+        actions.clear()
+
+
+class _CountOne(beam.DoFn):
+    rows = 0
+
+    def process(self, _: Any) -> None:
+        _CountOne.rows += 1
+
+
+def run_per_key(shown: pa.Table, acted: pa.Table) -> int:
+    """The per-key DoFn in the in-process runner; the examples that came out."""
+    rows = [{"_log": IMPRESSIONS, **row} for row in shown.to_pylist()]
+    rows += [{"_log": ACTIONS, **row} for row in acted.to_pylist()]
+    rows.sort(key=lambda row: row["_time"])
+    _Emit.held = [
+        TimestampedValue((f"{r['request_id']}/{r['item_id']}".encode(), r), r["_time"] / 1e6) for r in rows
+    ]
+    _CountOne.rows = 0
+    pipeline = in_process()
+    keyed = pipeline | beam.Impulse() | beam.ParDo(_Emit()).with_output_types(tuple[bytes, dict[str, Any]])
+    _ = keyed | beam.ParDo(_PerKeyJoin()) | beam.ParDo(_CountOne())
+    pipeline.run().wait_until_finish()
+    _Emit.held = []
+    return _CountOne.rows
