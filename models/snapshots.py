@@ -8,7 +8,8 @@ What always holds, also when a writer is killed anywhere:
   a temporary name). Two writers of one folder get two numbers; neither overwrites the other.
 - A delta holds absolute values, not differences. So it may be applied to any version between its base
   and its own version, and applying it twice changes nothing: see :func:`stands_on`.
-- Deleting old snapshots never breaks the way from a kept full one to the newest.
+- Deleting old snapshots never breaks the way from a kept full one to the newest, nor that to a pinned one
+  (:mod:`cuckooflow.models.snapshot_pin`).
 
 A reader that lost its way asks for a full one with :func:`request_full`; who publishes looks with
 :func:`full_requested` before every snapshot, and the request ends when a full one is published.
@@ -34,6 +35,7 @@ from cuckooflow.embedding_store.api import Delta, TableDelta, Version
 from cuckooflow.errors import SnapshotDamaged
 from cuckooflow.logs.contract import Position
 from cuckooflow.models.snapshot_blob import parse_blob, write_blob
+from cuckooflow.models.snapshot_pin import read_pin
 
 _log = logging.getLogger(__name__)
 
@@ -334,15 +336,48 @@ def _publish(folder: Path, manifest: Manifest, token: str) -> bool:
     return True
 
 
+def way_to(folder: Path, sequence: int) -> list[Manifest]:
+    """A full snapshot and the deltas after it that lead to one, in their order.
+
+    Raises:
+        SnapshotDamaged: there is no such way: a part of it was deleted, is damaged or does not follow.
+    """
+    way: list[Manifest] = []
+    for number in range(sequence, 0, -1):
+        try:
+            manifest = read_manifest(folder, number)
+        except FileNotFoundError:
+            break
+        if way and not stands_on(way[0], manifest.version):
+            break
+        way.insert(0, manifest)
+        if manifest.kind == "full":
+            return way
+    raise SnapshotDamaged(
+        f"{folder}: expected a full snapshot and every one after it up to {sequence}, found "
+        f"{f'none before {way[0].sequence}' if way else f'no {sequence}'}; choose another of snapshot list"
+    )
+
+
 def _delete_old(folder: Path, fulls_kept: int) -> None:
     """Delete what lies before the oldest full one that is kept, manifests first, newest last."""
     first_kept = _oldest_kept(folder, fulls_kept)
     if first_kept is None:
         return
+    try:
+        pin = read_pin(folder)
+        pinned = (
+            {manifest.sequence for manifest in way_to(folder, pin.sequence)} if pin is not None else set()
+        )
+    except SnapshotDamaged as error:
+        _log.warning("event=old_snapshots_kept folder=%s error=%s", folder, error)
+        return
     doomed = [
         path
         for path in folder.iterdir()
-        if (match := _FILE.fullmatch(path.name)) and int(match[1]) < first_kept
+        if (match := _FILE.fullmatch(path.name))
+        and int(match[1]) < first_kept
+        and int(match[1]) not in pinned
     ]
     for path in sorted(doomed, key=lambda path: (not _MANIFEST.fullmatch(path.name), path.name)):
         path.unlink(missing_ok=True)

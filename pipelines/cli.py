@@ -27,6 +27,7 @@ from cuckooflow.pipelines import (
     dlq_commands,
     job_commands,
     log_commands,
+    snapshot_commands,
     store_commands,
 )
 from cuckooflow.runners.cluster import DEFAULT_FOLDER, LocalCluster
@@ -44,6 +45,7 @@ app.add_typer(backfill_commands.app, name="backfill")
 app.add_typer(dlq_commands.app, name="dlq")
 app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(job_commands.app, name="job")
+app.add_typer(snapshot_commands.app, name="snapshot")
 
 SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
 

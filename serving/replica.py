@@ -5,6 +5,9 @@ the last good version, asks for a full snapshot once, and goes on with the first
 on. Every full snapshot gets a read store and, where its model differs, a model of its own, ready before it
 is switched to; a delta is applied to the store in place, which switches whole versions itself.
 
+A pinned folder (:mod:`cuckooflow.models.snapshot_pin`) is followed up to its pin and no further; a replica that is past it
+goes back to the full snapshot before the pin, and from there up to it.
+
 One thread calls :meth:`Replica.poll`; any number of threads call :meth:`Replica.served`.
 """
 
@@ -29,6 +32,7 @@ from cuckooflow.models import snapshots
 from cuckooflow.models.base import Model
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import build_model, predict_batch
+from cuckooflow.models.snapshot_pin import Pin, read_pin
 from cuckooflow.models.snapshots import Manifest
 from cuckooflow.models.spec import ModelSpec
 
@@ -119,6 +123,7 @@ class Replica:
         self._seen = 0  # every number up to here was looked at, or is too old to be wanted
         self._refused: set[int] = set()
         self._in_gap = False
+        self._pin: Pin | None = None
         self._served: Served | None = None
         self._counts = ReplicaCounts()
         self._history: deque[Applied] = deque(maxlen=HISTORY_MAX)
@@ -155,9 +160,15 @@ class Replica:
             OSError: the folder cannot be read; the next poll may succeed.
         """
         before = self._counts.applied
-        if self._served is None or self._polls % self._relist_polls == 0:
-            self._find_way()
+        self._look_at_pin()
+        look = self._served is None or self._polls % self._relist_polls == 0
         self._polls += 1
+        if self._pin is not None:
+            if look and not self._holds(self._pin.sequence):
+                self._go_to(self._pin.sequence)
+            return self._counts.applied - before
+        if look:
+            self._find_way()
         while snapshots.is_published(self._folder, self._seen + 1):
             self._seen += 1
             obstacle = self._try(self._seen)
@@ -173,6 +184,40 @@ class Replica:
             except OSError as error:
                 _log.warning("event=snapshot_folder_failed folder=%s error=%s", self._folder, error)
             stop.wait(interval_s)
+
+    @property
+    def pin(self) -> Pin | None:
+        """What the folder holds its replicas at, as the last poll found."""
+        return self._pin
+
+    def _look_at_pin(self) -> None:
+        try:
+            pin = read_pin(self._folder)
+        except SnapshotDamaged as error:
+            _log.error("event=pin_refused error=%s", error)
+            return  # the last one holds
+        if pin != self._pin:
+            self._pin, self._polls = pin, 0
+            _log.warning("event=snapshot_pin sequence=%s", "none" if pin is None else pin.sequence)
+
+    def _go_to(self, sequence: int) -> None:
+        """To a number, from what is held or from the full one before it; where that cannot be had nothing changes."""
+        try:
+            way = snapshots.way_to(self._folder, sequence)
+            numbers = [manifest.sequence for manifest in way]
+            if self._served is not None and self._served.manifest in way:
+                way = way[numbers.index(self._served.manifest.sequence) + 1 :]
+            for manifest in way:
+                snapshots.read_snapshot(self._folder, manifest)
+        except SnapshotDamaged as error:
+            _log.error("event=pinned_snapshot_missing sequence=%d error=%s", sequence, error)
+            return
+        for manifest in way:
+            obstacle = self._try(manifest.sequence)
+            if obstacle:
+                _log.error("event=pinned_snapshot_missing sequence=%d error=%r", sequence, obstacle)
+                return
+        self._seen = sequence
 
     def _find_way(self) -> None:
         """Where the next number is not there but later ones are, or nothing is held: start from a full one."""
