@@ -18,6 +18,7 @@ from cuckooflow.logs.address import KafkaAddress, LocalAddress, LogAddress
 from cuckooflow.logs.pubsub_address import PubSubAddress
 from cuckooflow.models.duration import DurationUs
 from cuckooflow.models.features import FeatureSpec
+from cuckooflow.models.publish_gate import GateSpec
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms.columns import Column
 from cuckooflow.transforms.join_options import LabelValue
@@ -316,11 +317,14 @@ class SnapshotsSpec(Section):
         dir: where snapshots are published, relative to the job's ``dir``.
         interval: between deltas, default 2 s.
         full_interval: between full snapshots, default 1 day.
+        gate: label -> bounds of its progressive figures, see :class:`~cuckooflow.models.publish_gate.GateSpec`; nothing
+            is published while one is broken. Default none.
     """
 
     dir: Path = Path("snapshots")
     interval: DurationUs = 2_000_000
     full_interval: DurationUs = 86_400_000_000
+    gate: dict[str, GateSpec] = {}
 
 
 def least_lag(labels: Mapping[str, LabelSpec], snapshots: SnapshotsSpec) -> int:

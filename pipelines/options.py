@@ -146,6 +146,7 @@ def snapshot_options(job: JobSpec) -> SnapshotOptions:
         correction=correction(job),
         interval_us=job.snapshots.interval,
         full_interval_us=job.snapshots.full_interval,
+        gate=job.snapshots.gate,
     )
 
 

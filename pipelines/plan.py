@@ -192,4 +192,8 @@ def _options(job: JobSpec) -> Iterable[tuple[str, ...]]:
         "snapshots",
         f"every {format_duration(job.snapshots.interval)}, full every {format_duration(job.snapshots.full_interval)}",
     )
+    for label, gate in job.snapshots.gate.items():
+        bounds = gate.model_dump(exclude_none=True, exclude={"rows"})
+        shown = ", ".join(f"{name} {bound:g}" for name, bound in bounds.items())
+        yield f"snapshots.gate of {label}", f"{shown} over {gate.rows} rows"
     yield "serving", job.serving.listen

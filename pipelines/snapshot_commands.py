@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cuckooflow.errors import NoSnapshot
 from cuckooflow.models import snapshots
+from cuckooflow.models.publish_gate import read_closed_gate
 from cuckooflow.models.snapshot_pin import read_pin, remove_pin, write_pin
 from cuckooflow.models.snapshots import Manifest
 from cuckooflow.pipelines.cluster_commands import LINE_CHARS
@@ -58,6 +59,11 @@ def list_command(place: Place, as_json: AsJson = False) -> None:
             "pinned" if pin is not None and pin.sequence == manifest.sequence else "",
         )
     Console(width=LINE_CHARS, highlight=False).print(table)
+    gate = read_closed_gate(folder)
+    if gate is not None:
+        print(
+            f"the gate is closed since {_time(gate.since_us)}, nothing is published: {'; '.join(gate.reasons)}"
+        )
     if pin is not None and pin.reason:
         print(f"pinned since {_time(pin.since_us)}: {pin.reason}")
 

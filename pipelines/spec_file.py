@@ -86,7 +86,8 @@ def parse_spec(text: str, path: Path) -> JobSpec:
     """As :func:`load_spec`, for text already read; ``path`` names it and is what ``dir`` is relative to."""
     try:
         raw = yaml.safe_load(text)
-        lines = dict(_lines(yaml.compose(text), ()))
+        tree = yaml.compose(text)
+        lines = dict(_lines(tree, ()))
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = mark.line + 1 if mark else 1
@@ -98,6 +99,7 @@ def parse_spec(text: str, path: Path) -> JobSpec:
         spec = None
     else:
         sections, faults = _validate_sections(raw)
+        faults += _repeated_keys(tree, ())
         folder = path.parent / sections.get("dir", Path())
         faults += _cross_faults(sections, folder)
         if sections.get("model") is not None and sections["model"].file is not None:
@@ -207,6 +209,21 @@ def _lines(node: yaml.Node | None, at: Location) -> Iterator[tuple[Location, int
             yield from _lines(item, (*at, index))
 
 
+def _repeated_keys(node: yaml.Node | None, at: Location) -> Iterator[Fault]:
+    """YAML takes the last of keys that are the same, without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = (*at, key.value)
+            if key.value in seen:
+                yield Fault(here, "the key twice", "each key once")
+            seen.add(key.value)
+            yield from _repeated_keys(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _repeated_keys(item, (*at, index))
+
+
 def _with_code(model: ModelSpec, folder: Path) -> tuple[ModelSpec, list[Fault]]:
     """The section with the text of the user's file, and what is wrong with that."""
     assert model.file is not None
@@ -254,11 +271,11 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
         for index, label in enumerate(sections["model"].labels):
             if label not in labels:
                 faults.append(Fault(("model", "labels", index), repr(label), _one_of("labels", labels)))
-    if "training" in sections and "model" in sections:
-        for label in sections["training"].late_share:
+    for section, key in (("training", "late_share"), ("snapshots", "gate")):
+        for label in getattr(sections[section], key) if section in sections and "model" in sections else ():
             if label not in sections["model"].labels:
                 known = f"labels of the model: {', '.join(sections['model'].labels)}"
-                faults.append(Fault(("training", "late_share"), repr(label), known))
+                faults.append(Fault((section, key), repr(label), known))
     if labels is not None:
         emit = sections["join"].emit if "join" in sections else None
         faults += _label_faults(labels, emit, None if columns is None else columns.actions)

@@ -65,6 +65,7 @@ class _PublishFn(beam.DoFn):
         self._options = options
         self._run_id = run_id
         self._published = Metrics.counter("cuckooflow", "snapshots_published")
+        self._gate_closed = Metrics.gauge("cuckooflow", "snapshots_gate_closed")
 
     def process(
         self,
@@ -77,6 +78,7 @@ class _PublishFn(beam.DoFn):
             publisher = self._publisher()
             manifest = publisher.tick(element[1])
             waiting = publisher.waiting
+            self._gate_closed.set(int(publisher.gate_closed is not None))
         seen.write(True)
         end.set(GlobalWindow().max_timestamp())
         if waiting:

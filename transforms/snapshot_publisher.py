@@ -2,7 +2,8 @@
 
 The clock is the poller's, which comes with every tick. A snapshot is made when the interval has passed
 and something new was trained; it is full on a schedule, on a reader's request, and whenever the store has
-no base for a delta (at first, and after the store was restored).
+no base for a delta (at first, and after the store was restored). None is made behind a closed gate
+(:mod:`cuckooflow.models.publish_gate`); the first one after it holds all that was trained meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cuckooflow.embedding_store.api import Store
 from cuckooflow.errors import FullDeltaNeeded, StoreUnavailable, WrongIncarnation
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.progressive import LabelMetrics
+from cuckooflow.models.publish_gate import ClosedGate, GateSpec, PublishGate
 from cuckooflow.models.snapshots import (
     ARRIVALS_MAX,
     Manifest,
@@ -50,6 +52,7 @@ class SnapshotOptions:
         full_interval_us: between full ones, default 1 day. More often makes a new replica start sooner.
         fulls_kept: full ones that retention keeps, with the deltas on them, default 2.
         consumer: name under which the store keeps this publisher's base; default ``snapshots``.
+        gate: label -> bounds of its figures, past which nothing is published; default none.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class SnapshotOptions:
     full_interval_us: int = 86_400_000_000
     fulls_kept: int = 2
     consumer: str = "snapshots"
+    gate: Mapping[str, GateSpec] = field(default_factory=dict)
 
 
 class SnapshotPublisher:
@@ -76,6 +80,7 @@ class SnapshotPublisher:
         self._store = store
         self._options = options
         self._last_us: int | None = None
+        self._gate = PublishGate(options.folder, options.gate)
         manifests = list_manifests(options.folder)
         # Whoever published before may have died with news that no snapshot holds.
         self._rows = 1 if manifests else 0
@@ -91,6 +96,11 @@ class SnapshotPublisher:
         """Whether rows were trained that no snapshot holds."""
         return self._rows > 0
 
+    @property
+    def gate_closed(self) -> ClosedGate | None:
+        """Since when and why nothing is published; None: it is."""
+        return self._gate.closed
+
     def tick(self, tick: Tick) -> Manifest | None:
         """Take news of a partition; the snapshot that was due, if one was."""
         self._rows += tick.rows
@@ -100,6 +110,8 @@ class SnapshotPublisher:
             self._rate = tick.rate
         self._arrivals.extend(tick.arrivals_us)
         self._records.extend(tick.metrics)
+        for record in tick.metrics:
+            self._gate.add(record)
         return self.publish(tick.polled_us, force=tick.end)
 
     def publish(self, now_us: int, force: bool = False) -> Manifest | None:
@@ -115,6 +127,8 @@ class SnapshotPublisher:
         )
         # Also after a failure the next try waits for the interval.
         self._last_us = now_us
+        if not self._gate.look(now_us):
+            return None
         try:
             return self._write(now_us, full)
         except StoreUnavailable as error:

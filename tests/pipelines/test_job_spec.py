@@ -202,6 +202,19 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load_spec(tmp_path / "none.yaml")
 
 
+def test_a_gate_is_of_a_label_of_the_model_and_has_a_bound() -> None:
+    faults = faults_of(("snapshots: {", "snapshots: {gate: {share: {auc_min: 0.6}}, "))
+    assert "labels of the model: like" in faults["snapshots.gate"][1]
+    faults = faults_of(("snapshots: {", "snapshots: {gate: {like: {rows: 100}}, "))
+    assert "expected auc_min" in str(faults["snapshots.gate.like"])
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    faults = faults_of(("store: {", "snapshots: {interval: 1s}\nstore: {buckets: 4, "))
+    assert set(faults) == {"snapshots", "store.buckets"}
+    assert faults["store.buckets"] == ("the key twice", "each key once")
+
+
 def test_log_odds_for_several_labels_is_refused() -> None:
     faults = faults_of(
         ("labels: [like]", "labels: [like, click]"),
