@@ -133,12 +133,12 @@ def test_a_log_behind_tls_and_a_password(
 
 def test_who_is_not_let_in_is_told_so_without_the_password(secured: tuple[str, Path], library: str) -> None:
     with pytest.raises(LogError) as caught:
-        address(secured, library, sasl_password="wrong-password").open_reader()
+        address(secured, library, 8, sasl_password="wrong-password").open_reader()
     assert "wrong-password" not in str(caught.value)
     if library == "kafka-python":
         assert "let in" in str(caught.value)
         with pytest.raises(LogError, match="let in"):
-            open_admin(address(secured, library, sasl_password="wrong-password"))
+            open_admin(address(secured, library, 8, sasl_password="wrong-password"))
 
 
 def test_a_certificate_that_is_not_trusted_is_refused(

@@ -118,6 +118,7 @@ def test_what_was_not_acknowledged_comes_again_and_is_known(
     assert Counter(deliveries for deliveries, _ in seen.values()) == {1: 2, 2: 2}
 
 
+@pytest.mark.deep
 def test_leases_are_renewed_while_messages_wait(
     pubsub: Any, clicks: PubSubAddress, wait_for: WaitFor
 ) -> None:

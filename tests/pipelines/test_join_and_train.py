@@ -91,6 +91,7 @@ def test_both_pipelines_run_again_change_nothing(films, cli, wait_for: Callable[
             assert films.trained_counts(address) == films.expected_counts(examples)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_a_late_positive_is_trained_where_the_job_says_so(films, cli, wait_for) -> None:
     films.spec.write_text(films.spec.read_text().replace("counting: true", "counting: true, late: take_back"))

@@ -68,6 +68,7 @@ def expected(films: Any) -> Held:
 
 @pytest.mark.slow
 @pytest.mark.fault
+@pytest.mark.deep
 def test_kill_9_leaves_counters_and_lists_exact(films: Any, wait_for: Callable[..., None]) -> None:
     films.spec.write_text(films.spec.read_text().replace("model:", STREAMING, 1))
     films.job = load_spec(films.spec)

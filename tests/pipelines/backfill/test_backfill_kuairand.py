@@ -98,7 +98,13 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("kind", list(WRITERS))
+#: The others run with the faults.
+_FAST = ("messages-json-gz", "rows-parquet")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in _FAST else pytest.mark.deep) for kind in WRITERS]
+)
 def test_from_files_with_files_and_rows_shuffled(
     feed, streamed, backfill, day_rows, expected, tmp_path, monkeypatch, kind
 ) -> None:
