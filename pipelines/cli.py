@@ -29,6 +29,7 @@ from cuckooflow.pipelines import (
     log_commands,
     snapshot_commands,
     store_commands,
+    train_commands,
 )
 from cuckooflow.runners.cluster import DEFAULT_FOLDER, LocalCluster
 from cuckooflow.runners.flink_rest import find_flink
@@ -46,6 +47,7 @@ app.add_typer(dlq_commands.app, name="dlq")
 app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(job_commands.app, name="job")
 app.add_typer(snapshot_commands.app, name="snapshot")
+app.add_typer(train_commands.app, name="train")
 
 SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
 

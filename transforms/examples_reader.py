@@ -4,10 +4,13 @@ A message is an Arrow IPC stream of rows of one shard. A row is dropped iff its 
 ``_id_hi``, ``_id_lo``) occurs in the preceding ``dedupe_rows`` rows of its partition, whether those
 were dropped or not. That rule looks at the log alone, so every reader and every re-read agree; a
 read that does not continue the one before seeds itself by reading that many rows backward.
+
+What is to be skipped is no row for anybody: it trains nothing and no feature follows from it, whenever it is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +35,8 @@ from cuckooflow.transforms.repeat_window import RepeatWindow
 IDENTITY_COLUMNS = ("_id_hi", "_id_lo")
 _POSITION_FIELDS = (pa.field("_offset", pa.int64()), pa.field("_row", pa.int32()))
 _SEED_MESSAGES_FIRST = 64
+#: First and last offset, both included.
+Skip = tuple[int, int]
 #: Past every position.
 _NO_BOUND = Position(1 << 62)
 
@@ -83,14 +88,21 @@ class ExamplesReader:
         reader: of the examples log.
         dedupe_rows: D, default 1 million. Costs about 24 to 48 bytes a row and partition, and reading
             as many rows backward where a read does not continue the one before.
+        skip: partition -> (first, last) offsets, both included, whose rows are left out; default none.
 
     Attributes:
         dead_letters: of the last :meth:`read`: messages in its range that hold no examples.
     """
 
-    def __init__(self, reader: LogReader, dedupe_rows: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        reader: LogReader,
+        dedupe_rows: int = 1_000_000,
+        skip: Mapping[int, Sequence[Skip]] | None = None,
+    ) -> None:
         self.reader = reader
         self.dedupe_rows = dedupe_rows
+        self._skip = skip or {}
         self.dead_letters: pa.RecordBatch = no_dead_letters()
         self._incarnation = reader.incarnation()
         self._cursors: dict[int, _Cursor] = {}
@@ -183,10 +195,13 @@ class ExamplesReader:
             if pieces.tables:
                 cursor.rows_per_message = max(1.0, (max_rows - left) / len(pieces.tables))
         rows, repeated = self._without_repeats(cursor, pieces)
+        rows, skipped = self._without_skipped(partition, rows)
         cursor.position = at
         self.dead_letters = pa.concat_batches(refused_batches) if refused_batches else no_dead_letters()
         range_ = LogRange(self.log, self._incarnation, partition, first, at)
-        header = RangeHeader(range_, first if start is None else start, polled_us, repeated=repeated)
+        header = RangeHeader(
+            range_, first if start is None else start, polled_us, repeated=repeated, skipped=skipped
+        )
         return attach_range(rows, header), header
 
     def _out_of_range(self, partition: int, first: Position, bound: Position) -> OffsetOutOfRange:
@@ -215,6 +230,16 @@ class ExamplesReader:
         cursor.schema = table.schema
         batches = table.combine_chunks().to_batches()
         return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema), dropped
+
+    def _without_skipped(self, partition: int, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
+        ranges = self._skip.get(partition, ())
+        if not ranges or not rows.num_rows:
+            return rows, 0
+        offsets = rows.column("_offset").to_numpy()
+        skipped = np.zeros(len(offsets), np.bool_)
+        for first, last in ranges:
+            skipped |= (offsets >= first) & (offsets <= last)
+        return rows.filter(pa.array(~skipped)), int(skipped.sum())
 
     def _cursor(self, partition: int, first: Position) -> _Cursor:
         known = self._cursors.get(partition)

@@ -31,6 +31,7 @@ class RangeHeader:
             and snapshots, decides no outcome.
         end: nothing will follow from this partition.
         repeated: rows that the reader dropped in this range as repeats.
+        skipped: rows that it left out because it was told to.
     """
 
     range: LogRange
@@ -38,6 +39,7 @@ class RangeHeader:
     polled_us: int
     end: bool = False
     repeated: int = 0
+    skipped: int = 0
 
 
 def attach_range(batch: pa.RecordBatch, header: RangeHeader) -> pa.RecordBatch:
@@ -49,6 +51,7 @@ def attach_range(batch: pa.RecordBatch, header: RangeHeader) -> pa.RecordBatch:
         "polled_us": header.polled_us,
         "end": header.end,
         "repeated": header.repeated,
+        "skipped": header.skipped,
     }
     metadata = dict(batch.schema.metadata or {})
     metadata[_METADATA_KEY] = json.dumps(body, separators=(",", ":")).encode()
@@ -69,4 +72,5 @@ def read_range_header(batch: pa.RecordBatch) -> RangeHeader:
         polled_us=body["polled_us"],
         end=body["end"],
         repeated=body["repeated"],
+        skipped=body.get("skipped", 0),
     )

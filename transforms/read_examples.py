@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 from cuckooflow.errors import LogError, LogUnavailable, OffsetOutOfRange, PartitionsChanged, SpecError
 from cuckooflow.logs.address import LogAddress, to_address
 from cuckooflow.logs.contract import LogRange, Position
-from cuckooflow.transforms.examples_reader import ExamplesReader
+from cuckooflow.transforms.examples_reader import ExamplesReader, Skip
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
 from cuckooflow.transforms.log_watch import LogWatch
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
@@ -36,6 +36,7 @@ class ExamplesOptions:
             ends in any case.
         heartbeat_us: with nothing new, each partition still gets an element this often, default 1 s.
         unavailable_for_us: how long the log's broker may be away before the poll raises, default 5 minutes.
+        skip: partition -> (first, last) offsets whose rows are left out, default none.
     """
 
     starts: Mapping[int, Position] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class ExamplesOptions:
     stop_at_end: bool = False
     heartbeat_us: int = 1_000_000
     unavailable_for_us: int = 300_000_000
+    skip: Mapping[int, Sequence[Skip]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dedupe_rows < 0 or self.max_rows < 1 or self.heartbeat_us < 1:
@@ -133,7 +135,7 @@ class ExamplesPoller:
         """At most one element a partition: rows, or a heartbeat where one is due, or the end."""
         elements: list[tuple[int, pa.RecordBatch]] = []
         dead: list[pa.RecordBatch] = []
-        progressed, repeats = False, 0
+        progressed, repeats, skipped = False, 0, 0
         self._check_count()
         open_ = {p: s.position.offset for p, s in self._partitions.items() if not s.ended}
         self._watch.begin_poll()
@@ -158,6 +160,7 @@ class ExamplesPoller:
             if self._reader.dead_letters.num_rows:
                 dead.append(self._reader.dead_letters)
             repeats += header.repeated
+            skipped += header.skipped
             moved = header.range.last != now.position
             now.position = header.range.last
             due = now.spoken_us is None or now_us - now.spoken_us >= self._options.heartbeat_us
@@ -170,7 +173,12 @@ class ExamplesPoller:
                 now.ended = True
             progressed |= moved or now.ended
         self._watch.report({p: s.position.offset for p, s in self._partitions.items()}, now_us)
-        return ExamplesPolled(elements, dead, progressed, counted={"examples_repeats_dropped": repeats})
+        return ExamplesPolled(
+            elements,
+            dead,
+            progressed,
+            counted={"examples_repeats_dropped": repeats, "examples_skipped": skipped},
+        )
 
     def state(self) -> bytes:
         """Where it stands."""
@@ -213,7 +221,9 @@ class ExamplesPoller:
 
 
 def _open_poller(address: LogAddress, options: ExamplesOptions, state: bytes | None) -> ExamplesPoller:
-    return ExamplesPoller(ExamplesReader(address.open_reader(), options.dedupe_rows), options, state)
+    return ExamplesPoller(
+        ExamplesReader(address.open_reader(), options.dedupe_rows, options.skip), options, state
+    )
 
 
 class ReadExamples(PollSourceTransform):

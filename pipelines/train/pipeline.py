@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import apache_beam as beam
@@ -17,8 +18,9 @@ from cuckooflow.pipelines.options import (
     store_addresses,
     training_options,
 )
+from cuckooflow.pipelines.train.skips import read_skips
 from cuckooflow.transforms.emit_snapshots import EmitSnapshots
-from cuckooflow.transforms.examples_reader import ExamplesReader
+from cuckooflow.transforms.examples_reader import ExamplesReader, Skip
 from cuckooflow.transforms.feature_feed import features_log
 from cuckooflow.transforms.front_ends import FrontEnd, wall_clock_us
 from cuckooflow.transforms.read_examples import ExamplesOptions, ReadExamples
@@ -51,6 +53,7 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
         store.close()
     starts = {partition: min(positions) for partition, positions in marks.items()}
     reader = examples.open_reader()
+    skip = read_skips(job, reader.incarnation())
     # What streaming features wait for is read again too.
     needed = {partition: min(start, *fed.get(partition, (start,))) for partition, start in starts.items()}
     check_retention(reader, needed, job.store.checkpoint_interval, wall_clock_us())
@@ -61,6 +64,7 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
             starts=starts,
             dedupe_rows=job.training.dedupe_rows,
             stop_at_end=stop_at_end,
+            skip=skip,
         ),
         front_end,
     )
@@ -69,7 +73,7 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
             store=open_store,
             model=job.model,
             features=tuple(job.features),
-            reader=partial(_open_reader, examples, job.training.dedupe_rows),
+            reader=partial(_open_reader, examples, job.training.dedupe_rows, skip),
             options=training_options(job),
             correction=correction(job),
             late_labels=late_labels(job),
@@ -81,5 +85,5 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
     elements.dead | "WriteUndecodable" >> WriteJsonLines(job.address(logs.train_dead_letters))
 
 
-def _open_reader(address: LogAddress, dedupe_rows: int) -> ExamplesReader:
-    return ExamplesReader(address.open_reader(), dedupe_rows)
+def _open_reader(address: LogAddress, dedupe_rows: int, skip: Mapping[int, Sequence[Skip]]) -> ExamplesReader:
+    return ExamplesReader(address.open_reader(), dedupe_rows, skip)

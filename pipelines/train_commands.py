@@ -1,0 +1,93 @@
+"""``cuckooflow train rewind``: take the training back to an older checkpoint, and leave out what was wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cuckooflow.embedding_store.checkpoint_files import checkpoints
+from cuckooflow.embedding_store.rewinding import rewind
+from cuckooflow.errors import CheckpointNotFound, OffsetOutOfRange, SpecError
+from cuckooflow.pipelines.options import store_folder
+from cuckooflow.pipelines.spec_file import load_spec
+from cuckooflow.pipelines.train.skips import add_skips, parse_skip
+
+app = typer.Typer(no_args_is_help=True, help="The training: take it back to before something went wrong.")
+
+
+@app.callback()
+def _group() -> None:
+    """So that the only command has its name."""
+
+
+@app.command("rewind")
+def rewind_command(
+    spec_file: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="its name; of several shards each has one of it")
+    ] = None,
+    before: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%dT%H:%M:%S"], help="UTC; each shard's newest one from before that"),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip", metavar="PARTITION:FIRST-LAST", help="offsets of the examples log to leave out for good"
+        ),
+    ] = None,
+) -> None:
+    """Have the store restore an older checkpoint, and the trainer go on from there without some ranges of the log.
+
+    Stop the trainer and the store before. Nothing is deleted: newer checkpoints are renamed to rewound-...
+    """
+    if (checkpoint is None) == (before is None):
+        raise SpecError("expected one of --checkpoint and --before, received both or none")
+    job = load_spec(spec_file)
+    skips = [parse_skip(text) for text in skip or ()]
+    reader = job.address(job.logs.examples).open_reader()
+    try:
+        incarnation, partitions = reader.incarnation(), reader.partitions()
+        unknown = sorted({partition for partition, _ in skips} - set(partitions))
+        if unknown:
+            raise SpecError(f"expected partitions of {list(partitions)} in --skip, received {unknown}")
+        folders = [store_folder(job, shard) for shard in range(job.store.shards)]
+        names = [checkpoint or _newest_before(folder, before) for folder in folders]
+        looked = [rewind(folder, name, dry_run=True)[0] for folder, name in zip(folders, names, strict=True)]
+        for marks in looked:
+            for partition, position in marks.lowest().get(reader.name, {}).items():
+                kept = reader.start_offset(partition)
+                if position.offset < kept:
+                    raise OffsetOutOfRange(
+                        f"expected {reader.name}/{partition} from {tuple(position)} on, retention has kept it from {kept} "
+                        "on; choose a newer checkpoint"
+                    )
+    finally:
+        reader.close()
+    # Before the store goes back: in between, a trainer would leave them out of what is new, and nothing else.
+    add_skips(job, incarnation, skips)
+    for folder, name in zip(folders, names, strict=True):
+        aside = rewind(folder, name)[1]
+        print(f"{folder}: {name} is the newest, {len(aside)} newer ones put aside")
+    for partition, (first, last) in skips:
+        print(f"skipped from now on: {reader.name}/{partition} {first} to {last}")
+    print("start the store and the trainer again; replicas get a full snapshot")
+
+
+def _newest_before(folder: Path, before: datetime | None) -> str:
+    assert before is not None
+    limit_s = before.replace(tzinfo=UTC).timestamp()
+    found = checkpoints(folder)
+    earlier = [path.name for _, path in found if (path / "manifest.json").stat().st_mtime < limit_s]
+    if not earlier:
+        times = ", ".join(
+            f"{path.name} of {datetime.fromtimestamp((path / 'manifest.json').stat().st_mtime, UTC):%Y-%m-%dT%H:%M:%S}"
+            for _, path in found
+        )
+        raise CheckpointNotFound(
+            f"expected a checkpoint from before {before:%Y-%m-%dT%H:%M:%S} in {folder}, found {times or 'none'}."
+        )
+    return earlier[-1]
