@@ -9,6 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cuckooflow.errors import NoSnapshot
+from cuckooflow.models.publish_gate import read_closed_gate
+from cuckooflow.models.snapshots import newest_sequence
 from cuckooflow.serving.replica import Applied, Replica
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -61,6 +63,16 @@ class _ReplicaCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counts = self._replica.counts
+        folder, pin = self._replica.folder, self._replica.pin
+        closed = read_closed_gate(folder) is not None
+        yield GaugeMetricFamily(
+            "cuckooflow_publish_gate_closed", "1 while nothing is published.", float(closed)
+        )
+        yield GaugeMetricFamily(
+            "cuckooflow_snapshot_pinned",
+            "Number that replicas are held at, or 0.",
+            pin.sequence if pin else 0,
+        )
         yield CounterMetricFamily("cuckooflow_snapshots_applied", "Snapshots applied.", counts.applied)
         yield CounterMetricFamily("cuckooflow_snapshots_damaged", "Snapshots refused.", counts.damaged)
         yield CounterMetricFamily("cuckooflow_snapshot_gaps", "Breaks in the chain.", counts.gaps)
@@ -73,6 +85,12 @@ class _ReplicaCollector(Collector):
             "cuckooflow_snapshot_sequence", "Number of the served snapshot.", served.manifest.sequence
         )
         yield GaugeMetricFamily("cuckooflow_snapshot_age_seconds", "Since it was taken.", age_s)
+        wanted = pin.sequence if pin else newest_sequence(folder)
+        yield GaugeMetricFamily(
+            "cuckooflow_snapshots_behind",
+            "Published ones that are not served yet.",
+            max(0, wanted - served.manifest.sequence),
+        )
         rows = GaugeMetricFamily("cuckooflow_table_rows", "Rows held.", labels=["table"])
         size = GaugeMetricFamily("cuckooflow_table_bytes", "Of rows and index.", labels=["table"])
         for table, found in served.store.stats().items():

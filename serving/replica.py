@@ -186,6 +186,11 @@ class Replica:
             stop.wait(interval_s)
 
     @property
+    def folder(self) -> Path:
+        """What it follows."""
+        return self._folder
+
+    @property
     def pin(self) -> Pin | None:
         """What the folder holds its replicas at, as the last poll found."""
         return self._pin

@@ -154,7 +154,7 @@ class Sample(NamedTuple):
 def scraped() -> Callable[[str], list[Sample]]:
     """What a Prometheus with runners/deploy/prometheus.yaml makes of a page in its text format."""
     config = yaml.safe_load((ROOT / "runners" / "deploy" / "prometheus.yaml").read_text())
-    (scrape,) = config["scrape_configs"]
+    (scrape,) = [config for config in config["scrape_configs"] if config["job_name"] == "flink"]
     rules = scrape["metric_relabel_configs"]
 
     def relabelled(labels: dict[str, str]) -> dict[str, str]:

@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from cuckooflow.serving.metrics import ScorerMetrics
+from cuckooflow.serving.replica import Replica
 from cuckooflow.transforms.metric_names import METRICS, Metric
+from tests.serving.conftest import publisher
+
+__all__ = ["publisher"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "runners" / "deploy"
@@ -27,8 +32,13 @@ OF_FLINK = {
 }
 
 
-def rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+FILES = ("alerts.yaml", "alerts_training.yaml")
+
+
+def rules(*files: str) -> list[dict[str, Any]]:
+    groups = [
+        group for file in files or FILES for group in yaml.safe_load((DEPLOY / file).read_text())["groups"]
+    ]
     return [rule for group in groups for rule in group["rules"]]
 
 
@@ -52,6 +62,19 @@ def test_an_alert_names_only_metrics_that_are_exported(
     known = {sample.name for sample in scraped("\n".join(map(exported, METRICS)))} | OF_FLINK
     assert {alert: names - known for alert, names in alert_metrics.items() if names - known} == {}
     assert all(alert_metrics.values())
+
+
+def test_an_alert_of_training_names_only_what_a_scorer_shows(publisher: Any) -> None:
+    publisher.set(ann=1.0)
+    publisher.publish()
+    replica = Replica(publisher.folder, lambda: 10**15)
+    replica.poll()
+    metrics = ScorerMetrics()
+    metrics.watch(replica, lambda: 10**15)
+    known = {sample.name for family in metrics.registry.collect() for sample in family.samples} | {"up"}
+    for rule in rules("alerts_training.yaml"):
+        names = set(re.findall(r"\b(cuckooflow_\w+|up)\b", rule["expr"]))
+        assert names and names <= known, rule["alert"]
 
 
 def test_words_in_names_become_labels(scraped: Callable[[str], list[Any]]) -> None:
@@ -80,7 +103,7 @@ def test_the_runbook_has_no_entry_without_an_alert() -> None:
 
 
 def test_prometheus_takes_the_configuration(promtool: str) -> None:
-    for words in (("config", "prometheus.yaml"), ("rules", "alerts.yaml")):
+    for words in (("config", "prometheus.yaml"), *(("rules", file) for file in FILES)):
         done = subprocess.run(
             [promtool, "check", *words], cwd=DEPLOY, capture_output=True, text=True, check=False
         )
@@ -88,8 +111,9 @@ def test_prometheus_takes_the_configuration(promtool: str) -> None:
 
 
 def test_every_alert_fires_on_its_fault_alone(promtool: str, tmp_path: Path) -> None:
-    shutil.copy(DEPLOY / "alerts.yaml", tmp_path)
-    shutil.copy(Path(__file__).with_suffix(".yaml"), tmp_path / "test.yaml")
-    words = [promtool, "test", "rules", "test.yaml"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for file in FILES:
+        shutil.copy(DEPLOY / file, tmp_path)
+        shutil.copy(Path(__file__).with_name(f"test_{file}"), tmp_path / "test.yaml")
+        words = [promtool, "test", "rules", "test.yaml"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
