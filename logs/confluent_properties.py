@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,7 +15,9 @@ from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.logs.client_properties import resolved
 
 _Made = TypeVar("_Made")
-_LOGGER = logging.getLogger("cuckooflow.librdkafka")
+#: How long what librdkafka says is not said again.
+_SAID_AGAIN_S = 10.0
+_SAID_MAX = 256
 
 #: What differs from librdkafka's own defaults.
 _DEFAULTS: dict[str, Any] = {
@@ -67,6 +71,37 @@ _AWAY = (
     KafkaError.UNSTABLE_OFFSET_COMMIT,
     KafkaError.THROTTLING_QUOTA_EXCEEDED,
 )
+
+
+class OncePerWhile(logging.Filter):
+    """Lets a line through once in :data:`_SAID_AGAIN_S`, with how often it was held back since.
+
+    While a broker is away each client says so with every attempt to connect, dozens of times a second.
+    """
+
+    _VARIES = re.compile(r"#(?:consumer|producer)-\d+|\d+ms")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See :class:`logging.Filter`."""
+        line, now_s = self._VARIES.sub("", record.getMessage()), time.monotonic()
+        said_s, held_back = self._said.get(line, (-_SAID_AGAIN_S, 0))
+        if now_s - said_s < _SAID_AGAIN_S:
+            self._said[line] = (said_s, held_back + 1)
+            return False
+        if len(self._said) >= _SAID_MAX:
+            self._said.clear()
+        self._said[line] = (now_s, 0)
+        if held_back:
+            record.msg, record.args = f"{record.getMessage()} ({held_back} more like it before)", ()
+        return True
+
+
+_LOGGER = logging.getLogger("cuckooflow.librdkafka")
+_LOGGER.addFilter(OncePerWhile())
 
 
 def made(make: Callable[..., _Made], address: KafkaAddress, properties: dict[str, Any]) -> _Made:

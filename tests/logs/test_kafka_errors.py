@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import confluent_kafka
 import kafka.errors
 import pytest
@@ -29,3 +31,23 @@ def test_a_code_that_stays_is_not(code: int) -> None:
     by_kafka_python = kafka_python_properties.named(kafka.errors.for_code(code)(), _ADDRESS, "within 1 s")
     for error in (by_confluent, by_kafka_python):
         assert isinstance(error, LogError) and not isinstance(error, LogUnavailable), error
+
+
+def test_a_line_that_is_said_over_and_over_is_logged_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("cuckooflow.logs.confluent_properties.time.monotonic", lambda: now_s[0])
+    logger, said = logging.Logger("librdkafka"), list[str]()
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.addFilter(confluent_properties.OncePerWhile())
+    for n in range(50):
+        logger.error("FAIL [cuckooflow#consumer-%d] 127.0.0.1:9092: refused (after %dms)", n % 3, n)
+    logger.error("FAIL [cuckooflow#consumer-1] 127.0.0.1:9093: refused (after 0ms)")
+    now_s[0] += 11
+    logger.error("FAIL [cuckooflow#consumer-1] 127.0.0.1:9092: refused (after 0ms)")
+    assert [line.split("] ")[1] for line in said] == [
+        "127.0.0.1:9092: refused (after 0ms)",
+        "127.0.0.1:9093: refused (after 0ms)",
+        "127.0.0.1:9092: refused (after 0ms) (49 more like it before)",
+    ]
