@@ -8,7 +8,6 @@ judge by, a gate stays as it was.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cuckooflow.embedding_store.durable import write_durably
 from cuckooflow.models.progressive import LabelMetrics
 
 _log = logging.getLogger(__name__)
@@ -149,9 +149,7 @@ class PublishGate:
             since_us=now_us if self._closed is None else self._closed.since_us, reasons=reasons
         )
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f"{_FILE}.{secrets.token_hex(4)}.tmp"
-        temporary.write_text(self._closed.model_dump_json() + "\n")
-        temporary.rename(self._folder / _FILE)
+        write_durably(self._folder / _FILE, self._closed.model_dump_json().encode() + b"\n")
 
     def _open(self, now_us: int) -> None:
         assert self._closed is not None

@@ -7,12 +7,12 @@ deleted.
 
 from __future__ import annotations
 
-import secrets
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cuckooflow.embedding_store.durable import write_durably
 from cuckooflow.errors import SnapshotDamaged
 
 _FILE = "pinned.json"
@@ -55,9 +55,7 @@ def read_pin(folder: Path) -> Pin | None:
 def write_pin(folder: Path, sequence: int, reason: str = "") -> Pin:
     """Pin a number, in place of what was pinned."""
     pin = Pin(sequence=sequence, since_us=time.time_ns() // 1_000, reason=reason)
-    temporary = folder / f"{_FILE}.{secrets.token_hex(4)}.tmp"
-    temporary.write_text(pin.model_dump_json() + "\n")
-    temporary.rename(folder / _FILE)
+    write_durably(folder / _FILE, pin.model_dump_json().encode() + b"\n")
     return pin
 
 
