@@ -15,6 +15,7 @@
 
 #include "hashing.h"
 #include "huge_memory.h"
+#include "page_filler.h"
 
 namespace cuckooflow {
 
@@ -158,6 +159,11 @@ class CuckooIndex {
   uint64_t changes() const { return changes_; }
   uint64_t size() const { return size_; }
   uint64_t capacity() const { return uint64_t{segments_} * kSegmentSlots; }
+  std::vector<PageFiller::Piece> memory() const {
+    std::vector<PageFiller::Piece> pieces;
+    for (const HugeBlock& block : memory_) pieces.push_back({block.data(), block.bytes()});
+    return pieces;
+  }
   uint64_t bytes() const { return uint64_t{segments_} * kBuckets * sizeof(CuckooBucket); }
   uint64_t segments() const { return segments_; }
   static constexpr uint64_t kSegmentBytes = sizeof(CuckooBucket) * kBuckets;

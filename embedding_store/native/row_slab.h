@@ -7,6 +7,7 @@
 // as can be, none of them a header's.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "huge_memory.h"
+#include "page_filler.h"
 
 namespace cuckooflow {
 
@@ -125,6 +127,18 @@ class RowSlab {
     return row;
   }
 
+  // There will be so many rows: where they go.
+  std::vector<PageFiller::Piece> reserve(uint32_t rows) {
+    std::vector<PageFiller::Piece> pieces;
+    const size_t chunk_bytes = row_bytes() << shift_;
+    for (size_t left = (size_t{rows} + kGroup - 1) / kGroup * kGroup * row_bytes(); left > 0;) {
+      if (pieces.size() == chunks_.size()) new_chunk();
+      pieces.push_back({chunks_[pieces.size()].data(), std::min(left, chunk_bytes)});
+      left -= pieces.back().bytes;
+    }
+    return pieces;
+  }
+
   // The row's content is lost.
   void release(uint32_t row) {
     const uint32_t listed = header(row)->epoch;
@@ -156,11 +170,10 @@ class RowSlab {
 
   uint32_t append() {
     if (size_ == kRowsMax) throw std::bad_alloc();
-    if ((size_ >> shift_) == chunks_.size()) {
-      chunks_.emplace_back(row_bytes() << shift_, chunks_.empty() ? HugeBlock::kAlign : 0);
-    }
+    if ((size_ >> shift_) == chunks_.size()) new_chunk();
     return size_++;
   }
+  void new_chunk() { chunks_.emplace_back(row_bytes() << shift_, chunks_.empty() ? HugeBlock::kAlign : 0); }
 
   static constexpr uint32_t kGroup = 4;
   static constexpr uintptr_t kLine = 64;

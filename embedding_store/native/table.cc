@@ -152,6 +152,17 @@ void Table::end_cut() {
   cut_gone_ = {};
 }
 
+void Table::reserve(uint64_t rows) {
+  index_.reserve(rows, options_.memory_limit_bytes > 0);
+  constexpr uint64_t kWorthAThread = uint64_t{64} << 20;
+  if (rows * slab_.row_bytes() < kWorthAThread) return;
+  std::vector<PageFiller::Piece> pieces = slab_.reserve(static_cast<uint32_t>(rows));
+  // The index last, which is first: it is written to all over from the beginning.
+  const std::vector<PageFiller::Piece> of_index = index_.memory();
+  pieces.insert(pieces.end(), of_index.begin(), of_index.end());
+  filler_ = std::make_unique<PageFiller>(std::move(pieces));
+}
+
 bool Table::load_rows(const uint8_t* images, uint32_t n, bool older, const int64_t* clock) {
   const int64_t elapsed = clock == nullptr ? 0 : clock_.now() - *clock;
   for (uint32_t i = 0; i < n; ++i, images += slab_.row_bytes()) {

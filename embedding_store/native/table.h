@@ -146,14 +146,17 @@ class Table {
   const std::vector<uint64_t>& cut_gone() const { return cut_gone_; }
 
   // A new table will have so many rows.
-  void reserve(uint64_t rows) { index_.reserve(rows, options_.memory_limit_bytes > 0); }
+  void reserve(uint64_t rows);
   // Rows of a checkpoint, into a new table. Of a chain of them the newest comes first: its rows, then the ids
   // that it tells of as gone. Of an `older` one, rows that are there already or are gone are left out.
   // `clock`: the table's when the rows were saved, where that is another than now. False if an id of the
   // newest comes twice.
   bool load_rows(const uint8_t* images, uint32_t n, bool older, const int64_t* clock);
   void load_gone(const uint64_t* ids, int64_t n);
-  void end_load() { gone_.reset(); }
+  void end_load() {
+    gone_.reset();
+    filler_.reset();
+  }
   bool load_filter(const uint8_t* image, uint64_t bytes) { return filter_.load(image, bytes); }
   bool load_filter_buckets(const uint8_t* image, uint64_t bytes, uint32_t first, uint32_t end) {
     return filter_.load_buckets(image, bytes, first, end);
@@ -233,7 +236,8 @@ class Table {
   std::unique_ptr<TableCut> cut_;
   std::vector<uint8_t> cut_filter_;
   std::vector<uint64_t> cut_gone_;
-  std::unique_ptr<CuckooIndex> gone_;  // a set: of ids that newer links of a chain tell of
+  std::unique_ptr<CuckooIndex> gone_;   // a set: of ids that newer links of a chain tell of
+  std::unique_ptr<PageFiller> filler_;  // while rows are loaded; last, for it works in the memory of others
 };
 
 }  // namespace cuckooflow
