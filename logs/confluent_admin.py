@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from confluent_kafka import (
@@ -19,7 +20,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 
 from cuckooflow.errors import LogError, LogNotFound, LogUnavailable
 from cuckooflow.logs.address import KafkaAddress
-from cuckooflow.logs.confluent_properties import made, named
+from cuckooflow.logs.confluent_properties import is_not_let_in, made, named
 from cuckooflow.logs.kafka_client import FIND_S, Topic
 
 _PAUSE_S = 0.05
@@ -32,7 +33,8 @@ class ConfluentAdmin:
 
     def __init__(self, address: KafkaAddress) -> None:
         self._address = address
-        self._client = made(AdminClient, address, {})
+        self._refused: KafkaError | None = None
+        self._client = made(AdminClient, address, {"error_cb": self._heard})
 
     def topic(self) -> Topic:
         """The topic as it is now.
@@ -46,7 +48,7 @@ class ConfluentAdmin:
                 futures = self._client.describe_topics(
                     TopicCollection([self._address.topic]), request_timeout=self._address.read_timeout_s
                 )
-                found = futures[self._address.topic].result()
+                found = self._answer(futures[self._address.topic])
                 break
             except KafkaException as error:
                 failed = self._named(error)
@@ -78,7 +80,9 @@ class ConfluentAdmin:
             left_s = max(_LEAST_S, deadline - time.monotonic())
             try:
                 futures = self._client.list_offsets(wanted, isolation_level=level, request_timeout=left_s)
-                return {place.partition: int(future.result().offset) for place, future in futures.items()}
+                return {
+                    place.partition: int(self._answer(future).offset) for place, future in futures.items()
+                }
             except KafkaException as error:
                 failed = self._named(error)
                 if not isinstance(failed, LogUnavailable) or time.monotonic() + _PAUSE_S > deadline:
@@ -100,13 +104,13 @@ class ConfluentAdmin:
             (future,) = self._client.create_topics(
                 [topic], operation_timeout=wait_s, request_timeout=wait_s
             ).values()
-            future.result()
+            self._answer(future)
         except KafkaException as error:
             found = error.args[0]
             if found.code() == KafkaError.TOPIC_ALREADY_EXISTS:
                 return False
             failed = self._named(error)
-            if type(failed) is LogError:
+            if type(failed) is LogError and not is_not_let_in(found):
                 failed = LogError(
                     f"expected to create {self._address} with {partitions} partitions and {dict(config)}, was "
                     f"refused: {found.name()}: {found.str()}"
@@ -122,7 +126,7 @@ class ConfluentAdmin:
             (future,) = self._client.describe_configs(
                 [resource], request_timeout=self._address.read_timeout_s
             ).values()
-            entries = future.result()
+            entries = self._answer(future)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 return None
@@ -136,7 +140,7 @@ class ConfluentAdmin:
             (future,) = self._client.alter_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, places)], request_timeout=self._address.read_timeout_s
             ).values()
-            answers = future.result().topic_partitions
+            answers = self._answer(future).topic_partitions
         except KafkaException as error:
             raise self._named(error) from error
         refused = {place.partition: place.error.str() for place in answers if place.error is not None}
@@ -146,6 +150,21 @@ class ConfluentAdmin:
     def close(self) -> None:
         """Its threads and connections go with the client."""
         del self._client
+
+    def _heard(self, error: KafkaError) -> None:
+        if is_not_let_in(error):
+            self._refused = error
+
+    def _answer(self, future: Future[Any]) -> Any:
+        """What the broker answers; librdkafka goes on asking one that does not let it in until the request's end."""
+        self._refused = None
+        while True:
+            try:
+                return future.result(timeout=_PAUSE_S)
+            except TimeoutError:
+                self._client.poll(0)  # calls back
+            if self._refused is not None:
+                raise KafkaException(self._refused)
 
     def _named(self, error: KafkaException) -> LogError:
         return named(error, self._address, f"within {self._address.read_timeout_s:g} s")

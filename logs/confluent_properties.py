@@ -122,6 +122,11 @@ def made(make: Callable[..., _Made], address: KafkaAddress, properties: dict[str
         raise SpecError(f"expected client properties of {address} that librdkafka takes: {reason}") from None
 
 
+def is_not_let_in(error: KafkaError) -> bool:
+    """Whether the broker refused who asks."""
+    return error.code() in _NOT_LET_IN
+
+
 def named(error: KafkaError | KafkaException | None, address: KafkaAddress, bound: str) -> LogError:
     """One of librdkafka's errors as one of ours."""
     found = error.args[0] if isinstance(error, KafkaException) else error
@@ -129,7 +134,7 @@ def named(error: KafkaError | KafkaException | None, address: KafkaAddress, boun
     text = found.str() if found is not None else "no answer"
     if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
         return LogNotFound(f"expected a topic {address}, found none; create it, or correct the name")
-    if code in _NOT_LET_IN:
+    if found is not None and is_not_let_in(found):
         return LogError(
             f"expected to be let in to {address}, was refused: {text}; look at the client properties"
         )
