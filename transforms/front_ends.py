@@ -31,6 +31,7 @@ from cuckooflow.transforms.pollers import (
     DEAD,
     RECEIPTS,
     STOP,
+    OpenedPoller,
     OpenPoller,
     PollAnswer,
     Poller,
@@ -67,7 +68,7 @@ class PollSourceTransform(beam.PTransform):
     Args:
         open_poller: see :data:`OpenPoller`.
         front_end: see the module.
-        poll_interval_us: the wait after a poll that found nothing, default 100 ms. Costs freshness.
+        poll_interval_us: the shortest wait after a poll that found nothing, default 100 ms. Costs freshness.
         firing: how much the ``stateful`` front end polls at once.
         acknowledge: takes the receipts of messages that are read once; default none, for logs.
     """
@@ -119,8 +120,10 @@ class _GeneratorPoll(beam.DoFn):
     def process(self, _: bytes) -> Iterator[Any]:
         poller = self._open_poller(None)
         counter("source_pollers_opened").inc()
+        opened = OpenedPoller(poller, wall_clock_us())
         while not poller.ended and not STOP.is_set():
             answer = poller.poll(wall_clock_us())
             yield from outputs(answer)
-            if not answer.progressed and not poller.ended:
-                STOP.wait(self._poll_interval_us / 1e6)
+            pause_us = opened.pause_us(answer.progressed, self._poll_interval_us)
+            if pause_us and not poller.ended:
+                STOP.wait(pause_us / 1e6)

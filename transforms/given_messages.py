@@ -131,7 +131,8 @@ class _PollGiven(beam.DoFn):
     ) -> Iterator[Any]:
         """Poll what has come, until nothing is left or the firing has polled enough."""
         place = cell.read() or NEW
-        found, _ = resume(self._source, place, self._open_poller)
+        opened = resume(self._source, place, self._open_poller)
+        found = opened.poller
         assert isinstance(found, GivenPoller)
         given = list(held.read())
         if given:
@@ -150,5 +151,6 @@ class _PollGiven(beam.DoFn):
         if after != place:
             cell.write(after)
         if not STOP.is_set() and (self._endless or progressed):
-            WAITING.keep(self._source, after, found)
-            again.set(time.time() + self._poll_interval_us / 1e6)
+            WAITING.keep(self._source, after, opened)
+            pause_us = opened.pause_us(progressed, self._poll_interval_us)
+            again.set(time.time() + max(pause_us, self._poll_interval_us) / 1e6)

@@ -37,6 +37,7 @@ from cuckooflow.transforms.parse import parse_messages
 from cuckooflow.transforms.poll_elements import Element, shard_elements
 from cuckooflow.transforms.poll_options import PollOptions
 from cuckooflow.transforms.poll_state import PartitionState
+from cuckooflow.transforms.quiet import pause_us
 from cuckooflow.transforms.replay_pace import ReplayPace
 from cuckooflow.transforms.source_counts import SourceCounts
 from cuckooflow.transforms.source_figures import source_figures
@@ -127,6 +128,7 @@ class PollCore:
             for log, source in self._sources.items()
         }
         self._last_element_us: int | None = None
+        self._last_rows_us: int | None = None
         self._figures_told_us: int | None = None
         self._turn = 0
         self._idle: list[PartitionState] = []  # as this poll found
@@ -198,6 +200,8 @@ class PollCore:
             if letters is not None and letters.num_rows:
                 dead.append(letters)
         # Not with every poll: an idle job would send elements without rows all the time.
+        if any(parts.values()):
+            self._last_rows_us = now_us
         if not self._is_doubtful() and (any(parts.values()) or self._is_element_due(now_us)):
             for now in self._idle:
                 now.watermark_us = max(now.watermark_us, now_us - self.options.max_skew_us)
@@ -407,7 +411,12 @@ class PollCore:
 
     def _is_element_due(self, now_us: int) -> bool:
         told_us = self._last_element_us
-        return told_us is None or now_us - told_us >= self.options.heartbeat_us
+        if self._last_rows_us is None:
+            self._last_rows_us = now_us
+        every_us = pause_us(
+            now_us - self._last_rows_us, self.options.heartbeat_us, self.options.heartbeat_max_us
+        )
+        return told_us is None or now_us - told_us >= every_us
 
     def _links(self) -> tuple[Link, ...]:
         """Links of the partitions with news since their last link; the same ones go to every shard."""

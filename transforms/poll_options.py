@@ -31,6 +31,8 @@ class PollOptions:
             least 1 MiB. Costs memory; a smaller one costs throughput, as each poll makes an element a shard.
         heartbeat_us: with nothing new, each shard still gets an element this often, default 1 s. No more often
             does an idle partition alone move the clock.
+        heartbeat_max_us: where nothing has come for long, that grows to a tenth of the silence, up to this; default
+            5 s. A longer one costs freshness of what closes after a long silence; a shorter one work while idle.
         balance_interval_us: how often what was read is reported, default 1 s.
         figures_interval_us: how often lag and watermarks are told as metrics, default 5 s. Costs a question to
             the broker for each partition that is not read to its end.
@@ -52,6 +54,7 @@ class PollOptions:
     max_bytes: int = 8 << 20
     max_poll_bytes: int = 32 << 20
     heartbeat_us: int = 1_000_000
+    heartbeat_max_us: int = 5_000_000
     balance_interval_us: int = 1_000_000
     figures_interval_us: int = 5_000_000
     replay_speed: float | None = None
@@ -60,7 +63,7 @@ class PollOptions:
     def __post_init__(self) -> None:
         bounds = {
             "num_shards": 1, "max_skew_us": 0, "max_lead_us": 0, "max_future_skew_us": 0, "idle_after_us": 0,
-            "max_messages": 1, "max_bytes": 1, "max_poll_bytes": 1, "heartbeat_us": 1,
+            "max_messages": 1, "max_bytes": 1, "max_poll_bytes": 1, "heartbeat_us": 1, "heartbeat_max_us": 1,
             "unavailable_for_us": 0, "balance_interval_us": 0, "figures_interval_us": 0,
         }  # fmt: skip
         wrong = [

@@ -5,15 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
 
-from cuckooflow.transforms.metrics import count, show
+from cuckooflow.transforms.metrics import count, counter, show
+from cuckooflow.transforms.quiet import pause_us
 
 #: The tags of a source's further outputs.
 DEAD, BALANCES, RECEIPTS = "dead", "balances", "receipts"
+
+#: The longest wait between two polls of a source that has long been quiet.
+PAUSE_MAX_US = 1_000_000
 
 #: Set by :func:`stop_sources`.
 STOP = threading.Event()
@@ -106,6 +111,31 @@ def outputs(answer: PollAnswer) -> Iterator[Any]:
 NEW, GOES_ON, DONE = b"N", b"S", b"D"
 
 
+@dataclass
+class OpenedPoller:
+    """A poller of this process.
+
+    Attributes:
+        found_us: the wall clock when it last found something, or was opened.
+    """
+
+    poller: Poller
+    found_us: int
+
+    def pause_us(self, progressed: bool, interval_us: int) -> int:
+        """How long to wait after a poll: not at all where it found something, and longer the longer it is quiet.
+
+        Args:
+            progressed: whether it found something.
+            interval_us: the shortest wait after a poll that found nothing.
+        """
+        now_us = wall_clock_us()
+        if progressed:
+            self.found_us = now_us
+            return 0
+        return pause_us(now_us - self.found_us, interval_us, PAUSE_MAX_US)
+
+
 class WaitingPollers:
     """Pollers of this process between two bundles, by source, so that the next bundle need not build one.
 
@@ -115,15 +145,15 @@ class WaitingPollers:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, tuple[bytes, Poller]] = {}
+        self._waiting: dict[str, tuple[bytes, OpenedPoller]] = {}
         self._lock = threading.Lock()
 
-    def keep(self, source: str, place: bytes, poller: Poller) -> None:
+    def keep(self, source: str, place: bytes, poller: OpenedPoller) -> None:
         """Put a poller that stands at ``place`` aside for the next bundle."""
         with self._lock:
             self._waiting[source] = (place, poller)
 
-    def take(self, source: str, place: bytes) -> Poller | None:
+    def take(self, source: str, place: bytes) -> OpenedPoller | None:
         """The source's poller if it stands at ``place``; in any case none waits afterwards."""
         with self._lock:
             waiting = self._waiting.pop(source, None)
@@ -133,12 +163,14 @@ class WaitingPollers:
 WAITING = WaitingPollers()
 
 
-def resume(source: str, place: bytes, open_poller: OpenPoller) -> tuple[Poller, bool]:
-    """The poller that stands at ``place``, and whether it had to be opened."""
-    poller = WAITING.take(source, place)
-    if poller is not None:
-        return poller, False
-    return open_poller(None if place == NEW else place[len(GOES_ON) :]), True
+def resume(source: str, place: bytes, open_poller: OpenPoller) -> OpenedPoller:
+    """The poller that stands at ``place``."""
+    waiting = WAITING.take(source, place)
+    if waiting is not None:
+        return waiting
+    poller = open_poller(None if place == NEW else place[len(GOES_ON) :])
+    counter("source_pollers_opened").inc()
+    return OpenedPoller(poller, wall_clock_us())
 
 
 def place_of(poller: Poller) -> bytes:

@@ -236,7 +236,7 @@ class ReadExamples(PollSourceTransform):
         place: where the log lies.
         options: see :class:`ExamplesOptions`.
         front_end: see :mod:`~cuckooflow.transforms.front_ends`.
-        poll_interval_us: the wait after a poll that found nothing, default 100 ms.
+        poll_interval_us: the shortest wait after a poll that found nothing, default 100 ms.
         firing: for ``stateful``, see :class:`~cuckooflow.transforms.stateful_poll.Firing`.
 
     Raises:

@@ -86,7 +86,7 @@ class ReadLogs(PollSourceTransform):
         impressions, actions: the logs.
         options: default as :class:`~cuckooflow.transforms.poll_core.PollOptions` says.
         front_end: see :mod:`~cuckooflow.transforms.front_ends`.
-        poll_interval_us: the wait after a poll that found nothing, default 100 ms.
+        poll_interval_us: the shortest wait after a poll that found nothing, default 100 ms.
         firing: for ``stateful``, see :class:`~cuckooflow.transforms.stateful_poll.Firing`.
         hand_over: where a backfill ended, see :class:`~cuckooflow.transforms.poll_core.PollCore`.
         replay: what a start, or a resume, may write again; default None: it is not held against anything. It is

@@ -15,7 +15,6 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.utils.timestamp import Duration
 
-from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     DONE,
     NEW,
@@ -87,7 +86,7 @@ class SplittablePoll(beam.DoFn):
 
     Args:
         open_poller: see :data:`~cuckooflow.transforms.pollers.OpenPoller`.
-        poll_interval_us: the wait after a poll that found nothing.
+        poll_interval_us: the shortest wait after a poll that found nothing.
     """
 
     def __init__(self, open_poller: OpenPoller, poll_interval_us: int) -> None:
@@ -110,14 +109,14 @@ class SplittablePoll(beam.DoFn):
         if STOP.is_set():
             tracker.try_claim(DONE)
             return
-        poller, opened = resume(self._source, restriction, self._open_poller)
-        if opened:
-            counter("source_pollers_opened").inc()
+        opened = resume(self._source, restriction, self._open_poller)
+        poller = opened.poller
         answer = poller.poll(wall_clock_us())
         place = place_of(poller)
         if not tracker.try_claim(place):
             return  # checkpointed meanwhile: the residual reads the same again
         yield from outputs(answer)
         if not poller.ended:
-            WAITING.keep(self._source, place, poller)
-            tracker.defer_remainder(Duration(micros=0 if answer.progressed else self._poll_interval_us))
+            WAITING.keep(self._source, place, opened)
+            pause_us = opened.pause_us(answer.progressed, self._poll_interval_us)
+            tracker.defer_remainder(Duration(micros=pause_us))

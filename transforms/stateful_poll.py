@@ -24,7 +24,6 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse, RebaseMode
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 
-from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     DONE,
     NEW,
@@ -98,7 +97,7 @@ class StatefulPoll(beam.DoFn):
 
     Args:
         open_poller: see :data:`~cuckooflow.transforms.pollers.OpenPoller`.
-        poll_interval_us: the wait after a poll that found nothing.
+        poll_interval_us: the shortest wait after a poll that found nothing.
         firing: see :class:`Firing`.
     """
 
@@ -129,9 +128,8 @@ class StatefulPoll(beam.DoFn):
         place = cell.read() or NEW
         if place == DONE or STOP.is_set():
             return
-        poller, opened = resume(self._source, place, self._open_poller)
-        if opened:
-            counter("source_pollers_opened").inc()
+        opened = resume(self._source, place, self._open_poller)
+        poller = opened.poller
         begin, emitted = time.monotonic(), 0
         progressed = True
         while progressed and not poller.ended and not STOP.is_set():
@@ -146,5 +144,5 @@ class StatefulPoll(beam.DoFn):
             cell.write(after)
             place = after
         if not poller.ended and not STOP.is_set():
-            WAITING.keep(self._source, place, poller)
-            again.set(time.time() + (0 if progressed else self._poll_interval_us / 1e6))
+            WAITING.keep(self._source, place, opened)
+            again.set(time.time() + opened.pause_us(progressed, self._poll_interval_us) / 1e6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,21 @@ def test_heartbeats_are_paced_and_nothing_else_is_sent_when_idle(tmp_path: Path)
     core = logs.core(PollOptions(num_shards=2, heartbeat_us=100), core.state())
     assert core.poll(99).elements == []
     assert [read_header(b).links for _, b in core.poll(100).elements] == [(), ()]
+
+
+def test_heartbeats_come_less_often_the_longer_it_is_quiet_and_as_before_after_a_row(tmp_path: Path) -> None:
+    logs = Logs(tmp_path)
+    core = logs.core(PollOptions(num_shards=1, heartbeat_us=S, heartbeat_max_us=4 * S))
+
+    def sent(first_s: int, last_s: int) -> list[int]:
+        return [s for s in range(first_s, last_s) if core.poll(s * S).elements]
+
+    assert sent(0, 11) == list(range(11))
+    times = sent(11, 300)
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert gaps == sorted(gaps) and (gaps[0], gaps[-1]) == (2, 4)
+    logs.append(IMPRESSIONS, 0, shown(1, 1))
+    assert sent(301, 311) == list(range(301, 311))
 
 
 def test_stop_at_end_stops_where_the_logs_ended_when_it_began(tmp_path: Path) -> None:
