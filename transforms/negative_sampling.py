@@ -28,6 +28,7 @@ from cuckooflow.transforms.balances import SAMPLING, balance_record
 from cuckooflow.transforms.coders import Keyed
 from cuckooflow.transforms.in_band import read_header
 from cuckooflow.transforms.join_rows import sampling_fractions
+from cuckooflow.transforms.state_sizes import size_flat_state_directly
 
 _BALANCES = "balances"
 
@@ -144,6 +145,9 @@ class _SampleFn(beam.DoFn):
         self._interval_us = interval_us
         self._recheck_us = recheck_us
         self._now_us = now_us
+
+    def setup(self) -> None:
+        size_flat_state_directly()
 
     def process(
         self,

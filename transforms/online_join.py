@@ -40,6 +40,7 @@ from cuckooflow.transforms.join_outputs import ExamplesSchema
 from cuckooflow.transforms.join_shard import JoinShard, ShardOutputs
 from cuckooflow.transforms.join_state import HOT_TIER, Bag, CellRing, ShardMeta
 from cuckooflow.transforms.metrics import count, counter
+from cuckooflow.transforms.state_sizes import size_flat_state_directly
 
 EXAMPLES = "examples"
 LATE = "late"
@@ -192,6 +193,7 @@ class _JoinFn(beam.DoFn):
         self._no_examples = pa.RecordBatch.from_pylist([], schema=schema.examples)
 
     def setup(self) -> None:
+        size_flat_state_directly()
         if self._version != cuckooflow.__version__:
             raise CuckooflowError(
                 f"expected cuckooflow {self._version} on this worker, as on the submitter, received "

@@ -35,6 +35,7 @@ from cuckooflow.transforms.pollers import (
     resume,
     wall_clock_us,
 )
+from cuckooflow.transforms.state_sizes import size_flat_state_directly
 
 #: Ten years: only the first seed is needed.
 _SEED_INTERVAL_S = 10 * 365 * 86_400.0
@@ -106,6 +107,9 @@ class StatefulPoll(beam.DoFn):
         self._poll_interval_us = poll_interval_us
         self._firing = firing
         self._source = uuid.uuid4().hex
+
+    def setup(self) -> None:
+        size_flat_state_directly()
 
     def process(
         self,

@@ -35,6 +35,7 @@ from cuckooflow.models.registry import build_model
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms import coders as coders  # registers the RecordBatch coder
 from cuckooflow.transforms.ranges import read_range_header
+from cuckooflow.transforms.state_sizes import size_flat_state_directly
 from cuckooflow.transforms.trainer import RangeReader, Trainer
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import Output
@@ -179,6 +180,7 @@ class _TrainFn(beam.DoFn):
         self._dead = Metrics.counter("cuckooflow", "training_dead_letters")
 
     def setup(self) -> None:
+        size_flat_state_directly()
         if self._version != cuckooflow.__version__:
             raise CuckooflowError(
                 f"expected cuckooflow {self._version} on this worker, as on the submitter, received "

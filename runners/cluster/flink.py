@@ -44,6 +44,8 @@ SETTINGS: Mapping[str, object] = {
     # Keyed state on disk, a checkpoint writes what is new; a job may ask for another.
     "state.backend.type": "rocksdb",
     "state.backend.incremental": True,
+    # State is written once and soon cleared: what is dropped before its buffer is full is never written out.
+    "state.backend.rocksdb.memory.write-buffer-ratio": 0.8,
     "state.checkpoints.num-retained": 3,
     "heartbeat.interval": 2_000,
     "heartbeat.timeout": 10_000,
@@ -131,7 +133,7 @@ class TaskManager(Part):
         "framework.off-heap.size": "128m",
         "task.heap.size": "768m",
         "task.off-heap.size": "0m",
-        "managed.size": "384m",
+        "managed.size": "768m",
         "network.min": "96m",
         "network.max": "96m",
         "jvm-metaspace.size": "384m",

@@ -1,0 +1,34 @@
+"""What a value of keyed state weighs in Beam's cache of it, told without a look at everything else.
+
+Beam sizes a cached value anew with each write, by ``objsize``, which first walks over the globals of all modules so
+as not to count them: .7 ms with what a worker has imported, several times an element, and a quarter of the Python
+workers' time on Flink (measured with Beam 2.77). Values here are lists of bytes and of Arrow batches, which
+refer to nothing, so they are their own sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+from apache_beam.runners.worker import statecache
+
+_FLAT = (bytes, pa.RecordBatch)
+
+
+def size_flat_state_directly() -> None:
+    """Have Beam's cache weigh such lists directly, and everything else as before. Once for a process, or again."""
+    if not isinstance(statecache.get_deep_size, _DeepSize):
+        statecache.get_deep_size = _DeepSize(statecache.get_deep_size)
+
+
+class _DeepSize:
+    def __init__(self, of_others: Callable[..., int]) -> None:
+        self._of_others = of_others
+
+    def __call__(self, *values: Any) -> int:
+        if all(type(value) is list and all(type(one) in _FLAT for one in value) for value in values):
+            return sum(sys.getsizeof(one) for value in values for one in (value, *value))
+        return self._of_others(*values)
