@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from cuckooflow.errors import LogUnavailable
@@ -86,11 +86,15 @@ class LogWatch:
             return None
         if isinstance(self.reader, OnceReader):
             return None  # it has none
-        try:
-            return self.reader.end_offset(partition)
-        except LogUnavailable as error:
-            self.note_away(error, now_us)
-            return None
+        return self._asked(self.reader.end_offset, partition, now_us)
+
+    def start_offset(self, partition: int, now_us: int) -> int | None:
+        """The first message's; None: that is not known, as the broker is away.
+
+        Raises:
+            LogUnavailable: it has been away for longer than it may be.
+        """
+        return None if self.away else self._asked(self.reader.start_offset, partition, now_us)
 
     def away_us(self, now_us: int) -> int:
         """For how long the broker has not answered; 0 where it does."""
@@ -139,6 +143,14 @@ class LogWatch:
                 with self._timed():
                     self.reader.report(offsets)
                 self._reported = dict(offsets)
+
+    def _asked(self, ask: Callable[[int], int], partition: int, now_us: int) -> int | None:
+        try:
+            with self._timed():
+                return ask(partition)
+        except LogUnavailable as error:
+            self.note_away(error, now_us)
+            return None
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cuckooflow.errors import LogError, LogUnavailable, SpecError
+from cuckooflow.errors import LogError, SpecError
 from cuckooflow.logs.contract import LogReader, OnceReader
 from cuckooflow.transforms.balances import SOURCE, balance_figures, balance_records
 from cuckooflow.transforms.columns import EventSchema
@@ -255,10 +255,8 @@ class PollCore:
             return  # what was not there when the job started lies past every end
         for log, watch in self._watches.items():
             for partition in range(self._counts[log], len(watch.partitions())):
-                try:
-                    first = watch.reader.start_offset(partition)
-                except LogUnavailable as error:
-                    watch.note_away(error, now_us)
+                first = watch.start_offset(partition, now_us)
+                if first is None:
                     break  # at a later poll
                 told = [p.told_us for p in self._partitions.values() if not p.ended]
                 clock_us = min((NO_TIME_US if us is None else us for us in told), default=NO_TIME_US)

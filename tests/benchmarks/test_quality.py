@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "quality.py"
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_the_quick_run_prints_its_figures_as_json(shared_data: Path) -> None:
     done = subprocess.run(

@@ -104,6 +104,7 @@ def test_what_an_open_transaction_holds_back_is_not_there_yet(library: str, topi
         reader.read(0, 9)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_compaction_leaves_holes(library: str, topic, wait_for) -> None:
     from kafka import KafkaProducer

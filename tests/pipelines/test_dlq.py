@@ -225,6 +225,7 @@ def bad_events(films, count: int) -> list[bytes]:
     return [json.dumps({**row, "time": str(row["time"])}).encode() for row in impressions[:count]]
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_show_and_replay_of_a_job(films, cli, tmp_path) -> None:
     impressions, actions = films.events(20)

@@ -26,12 +26,10 @@ def lines() -> list[str]:
     return []
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.fault
-@pytest.mark.parametrize(
-    "victim",
-    [pytest.param("train", marks=pytest.mark.deep), "store", pytest.param("join", marks=pytest.mark.deep)],
-)
+@pytest.mark.parametrize("victim", ["train", "store", "join"])
 def test_kill_9_loses_and_doubles_nothing(films: Any, wait_for: Wait, lines: list[str], victim: str) -> None:
     films.make_logs()
     address, _ = address_files(films.job)
