@@ -30,7 +30,7 @@ from cuckooflow.transforms.in_band import read_header
 from cuckooflow.transforms.join_rows import sampling_fractions
 from cuckooflow.transforms.state_sizes import size_flat_state_directly
 
-_BALANCES = "balances"
+_COUNTED = "counted"
 
 
 def kept_negatives(hashes: npt.NDArray[np.uint64], rate: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -105,22 +105,16 @@ class NegativeSampling(beam.PTransform):
             raise SpecError(f"negative_sampling.rate: expected above 0 and at most 1, received {rate}")
         self._rate = rate
         self._seed = seed
-        self._fn = _SampleFn(rate, seed, balance_interval_us, recheck_us, now_us or _wall_clock_us)
+        self._count = _CountFn(balance_interval_us, recheck_us, now_us or _wall_clock_us)
 
     def expand(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        sampled = (
-            inputs["examples"]
-            | "TypeShards" >> beam.Map(_keyed).with_output_types(Keyed)
-            | "Sample"
-            >> beam.ParDo(self._fn).with_output_types(Keyed).with_outputs(_BALANCES, main="examples")
-        )
-        sampled[_BALANCES].element_type = dict[str, Any]
+        # Only the counts are keyed: the examples stay in the stage that made them, and are written from it.
+        sample = beam.ParDo(_SampleFn(self._rate, self._seed)).with_output_types(Keyed)
+        sampled = inputs["examples"] | "Sample" >> sample.with_outputs(_COUNTED, main="examples")
+        sampled[_COUNTED].element_type = beam.typehints.Tuple[int, bytes]
+        balances = sampled[_COUNTED] | "Count" >> beam.ParDo(self._count).with_output_types(dict[str, Any])
         late = inputs["late"] | "Late" >> beam.Map(_late, self._rate, self._seed).with_output_types(Keyed)
-        return {"examples": sampled["examples"], "late": late, "balances": sampled[_BALANCES]}
-
-
-def _keyed(element: tuple[int, pa.RecordBatch]) -> tuple[int, pa.RecordBatch]:
-    return element
+        return {"examples": sampled["examples"], "late": late, "balances": balances}
 
 
 def _late(element: tuple[int, pa.RecordBatch], rate: float, seed: int) -> tuple[int, pa.RecordBatch]:
@@ -132,16 +126,27 @@ def _wall_clock_us() -> int:
 
 
 class _SampleFn(beam.DoFn):
+    def __init__(self, rate: float, seed: int) -> None:
+        self._rate = rate
+        self._seed = seed
+
+    def process(self, element: tuple[int, pa.RecordBatch]) -> Iterator[Any]:
+        """Sample a batch, and tell of it, also of one without rows."""
+        shard, batch = element
+        sampled = sample_examples(batch, self._rate, self._seed)
+        counted = (batch.num_rows, sampled.num_rows, read_header(batch).polled_us)
+        if sampled.num_rows:
+            yield shard, sampled
+        yield TaggedOutput(_COUNTED, (shard, json.dumps(counted).encode()))
+
+
+class _CountFn(beam.DoFn):
     COUNTS = ReadModifyWriteStateSpec("counts", BytesCoder())
     # Other names than the join's: see there.
     RECHECK = TimerSpec("sampling_recheck", TimeDomain.REAL_TIME)
     END = TimerSpec("sampling_end", TimeDomain.WATERMARK)
 
-    def __init__(
-        self, rate: float, seed: int, interval_us: int, recheck_us: int, now_us: Callable[[], int]
-    ) -> None:
-        self._rate = rate
-        self._seed = seed
+    def __init__(self, interval_us: int, recheck_us: int, now_us: Callable[[], int]) -> None:
         self._interval_us = interval_us
         self._recheck_us = recheck_us
         self._now_us = now_us
@@ -151,26 +156,23 @@ class _SampleFn(beam.DoFn):
 
     def process(
         self,
-        element: tuple[int, pa.RecordBatch],
+        element: tuple[int, bytes],
         counts: Any = beam.DoFn.StateParam(COUNTS),
         recheck: Any = beam.DoFn.TimerParam(RECHECK),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
-        """Sample a batch, and count."""
-        shard, batch = element
+        """Count what was sampled."""
+        shard, counted = element
         state = _read(counts)
-        sampled = sample_examples(batch, self._rate, self._seed)
-        state["examples"] += batch.num_rows
-        state["kept"] += sampled.num_rows
-        state["sampled_out"] += batch.num_rows - sampled.num_rows
-        state["polled_us"] = max(state["polled_us"], read_header(batch).polled_us)
-        state["unreported"] |= int(batch.num_rows > 0)
+        rows, kept, polled_us = json.loads(counted)
+        state["examples"] += rows
+        state["kept"] += kept
+        state["sampled_out"] += rows - kept
+        state["polled_us"] = max(state["polled_us"], polled_us)
+        state["unreported"] |= int(rows > 0)
         due = state["polled_us"] - state["balance_us"] >= self._interval_us
-        report = due and state["unreported"]
         self._arm(state, recheck, end)
-        if sampled.num_rows:
-            yield shard, sampled
-        if report:
+        if due and state["unreported"]:
             yield self._report(shard, state, final=False)
         counts.write(json.dumps(state).encode())
 
@@ -203,13 +205,11 @@ class _SampleFn(beam.DoFn):
         yield self._report(key, state, final=True)
         counts.write(json.dumps(state).encode())
 
-    def _report(self, shard: int, state: dict[str, int], final: bool) -> TaggedOutput:
+    def _report(self, shard: int, state: dict[str, int], final: bool) -> dict[str, Any]:
         state["balance_us"] = state["polled_us"]
         state["unreported"] = 0
         shown = {name: state[name] for name in ("examples", "kept", "sampled_out")}
-        return TaggedOutput(
-            _BALANCES, balance_record(SAMPLING, shard, shown, None, state["polled_us"], final)
-        )
+        return balance_record(SAMPLING, shard, shown, None, state["polled_us"], final)
 
 
 def _read(counts: Any) -> dict[str, int]:

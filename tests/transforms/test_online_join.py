@@ -23,7 +23,7 @@ from cuckooflow.transforms.join_outputs import ExamplesSchema
 from cuckooflow.transforms.join_shard import JoinShard
 from cuckooflow.transforms.join_state import HOT_TIER, CellRing, ListBag
 from cuckooflow.transforms.join_testing import Collect, ElementFeed
-from cuckooflow.transforms.negative_sampling import NegativeSampling, _SampleFn, kept_negatives, sample_late
+from cuckooflow.transforms.negative_sampling import NegativeSampling, _CountFn, kept_negatives, sample_late
 from cuckooflow.transforms.online_join import OnlineJoin
 
 IMPRESSION_COLUMNS = pa.schema([("k", pa.int64()), ("feature", pa.string())])
@@ -299,10 +299,10 @@ def test_each_timer_of_sampling_reports_alone(monkeypatch):
         end.set(GlobalWindow().max_timestamp())
 
     for arm, final in ((end_only, True), (recheck_only, False)):
-        monkeypatch.setattr(_SampleFn, "_arm", arm)
+        monkeypatch.setattr(_CountFn, "_arm", arm)
         found = run(elements(*many(8)), sampling=NegativeSampling(0.5, 1, balance_interval_us=10**9))
         assert [r["final"] for r in found["sampling"]] == [final] * SHARDS
-    monkeypatch.setattr(_SampleFn, "_arm", lambda *_: None)
+    monkeypatch.setattr(_CountFn, "_arm", lambda *_: None)
     found = run(elements(*many(8)), sampling=NegativeSampling(0.5, 1, balance_interval_us=10**9))
     assert not found["sampling"]
 
