@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def write_checkpoint(
         writer.abandon()
         raise
     core.raw.saved(epoch)
-    prune(data)
+    prune(data, policy.history_s, time.time())
     if base is None:
         return Link(name, writer.crc32, epoch, size)
     return base.next(name, writer.crc32, epoch, size)

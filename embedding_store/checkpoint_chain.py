@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cuckooflow.embedding_store.checkpoint_files import CheckpointReader, checkpoints
+from cuckooflow.embedding_store.checkpoint_files import CheckpointReader, checkpoints, written_s
 from cuckooflow.errors import CheckpointDamaged
 
 #: Whole chains kept: the newest and the one before it.
 CHAINS_KEPT = 2
+#: Into so many equal parts ``history_s`` is divided; of each the first full one is kept.
+HISTORY_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class CheckpointPolicy:
             default 256 MiB; past them a push waits until more is on disk.
         cut_wait_s: how many seconds a push waits for that at most, default 20; then the checkpoint is given up,
             which fails with CheckpointGivenUp, and pushes go on.
+        history_s: so many seconds back a full one is kept for every quarter of them, besides the newest two chains; default
+            0, none. Costs up to 6 x the store's size on disk. Whoever wants to take the store back (:mod:`rewinding`)
+            finds what is older than the newest two chains only here.
     """
 
     incrementals_max: int = 8
@@ -42,6 +47,7 @@ class CheckpointPolicy:
     full_below_bytes: int = 64 << 20
     cut_bytes_max: int = 256 << 20
     cut_wait_s: float = 20.0
+    history_s: float = 0.0
 
     def is_full_due(self, newest: Link | None) -> bool:
         """Whether the checkpoint after ``newest`` is to be a full one."""
@@ -120,21 +126,42 @@ def newest_link(readers: list[CheckpointReader]) -> Link:
     )
 
 
-def prune(data: Path) -> None:
-    """Keep the newest chains; remove older ones and what a killed process left half-written.
+def prune(data: Path, history_s: float = 0.0, now_s: float = 0.0) -> None:
+    """Keep the newest chains, and of a time before them a few full ones; remove the rest and what is half-written.
 
     The newest goes first, so that a kill leaves whole chains. A manifest that cannot be read makes its
     checkpoint count for nothing: what is kept is enough without it.
+
+    Args:
+        history_s: how far back, see :class:`CheckpointPolicy`.
+        now_s: the wall clock, seconds since the epoch.
     """
     found = [folder for _, folder in checkpoints(data)]
-    fulls = [at for at, folder in enumerate(found) if _is_full(folder)]
-    first_kept = fulls[-CHAINS_KEPT] if len(fulls) >= CHAINS_KEPT else 0
+    fulls = [folder for folder in found if _is_full(folder)]
+    first_kept = found.index(fulls[-CHAINS_KEPT]) if len(fulls) >= CHAINS_KEPT else 0
+    kept = _history(fulls[:-CHAINS_KEPT], history_s, now_s)
     for folder in reversed(found[:first_kept]):
+        if folder in kept:
+            continue
         doomed = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
     for folder in data.glob(".checkpoint-*.tmp"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _history(fulls: list[Path], history_s: float, now_s: float) -> set[Path]:
+    """Of ascending full ones the first of each part of the time, back to the last one from before all of it.
+
+    The parts do not move with the clock, so one that is kept stays until it is too old.
+    """
+    part_s = history_s / HISTORY_PARTS
+    firsts: dict[int, Path] = {}
+    for folder in fulls if part_s > 0 else ():
+        firsts.setdefault(int(written_s(folder) // part_s), folder)
+    kept = list(firsts.values())
+    before = [at for at, folder in enumerate(kept) if written_s(folder) <= now_s - history_s]
+    return set(kept[before[-1] if before else 0 :])
 
 
 def _is_full(folder: Path) -> bool:

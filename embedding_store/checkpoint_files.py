@@ -52,6 +52,11 @@ def checkpoints(data: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def written_s(folder: Path) -> float:
+    """When a checkpoint was completed, seconds since the epoch."""
+    return (folder / "manifest.json").stat().st_mtime
+
+
 class CheckpointWriter:
     """Writes one checkpoint under a temporary name; :meth:`commit` gives it its own."""
 

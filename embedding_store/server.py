@@ -26,6 +26,7 @@ import pyarrow.flight as flight
 
 from cuckooflow.embedding_store.address import check_loopback, parse_address, write_address
 from cuckooflow.embedding_store.api import StoreConfig
+from cuckooflow.embedding_store.checkpoint_chain import CheckpointPolicy
 from cuckooflow.embedding_store.config_json import config_from_file
 from cuckooflow.embedding_store.durable import write_durably
 from cuckooflow.embedding_store.security import ServerSecurity
@@ -189,6 +190,7 @@ def serve(
     http: str | None = None,
     limits: ServerLimits | None = None,
     security: ServerSecurity | None = None,
+    policy: CheckpointPolicy | None = None,
 ) -> bool:
     """Serve the store that lies in ``data`` (or a new one) until SIGTERM or SIGINT, or until ``stop`` is set.
 
@@ -201,6 +203,7 @@ def serve(
         shard: which part of the store this is.
         http: loopback ``host:port`` of health and metrics; None: nowhere.
         limits, security: see :class:`StoreServer`.
+        policy: when checkpoints are full ones, and how long they are kept.
 
     Returns:
         Whether all calls under way finished. Else their threads stand still yet, and would keep an interpreter from
@@ -215,7 +218,7 @@ def serve(
         check_loopback(parse_address(http)[0])
     check_shard(shard, config.buckets)
     with _stopped_by_signals(stop):
-        store = open_store(config, data, shard)
+        store = open_store(config, data, shard, policy or CheckpointPolicy())
         try:
             metrics = StoreMetrics()
             server = _Served(store, Path(data), metrics)

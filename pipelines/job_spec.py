@@ -301,6 +301,9 @@ class StoreSpec(Section):
         buckets: logical buckets of ids, fixed at creation, default 64; at least as many as shards.
         checkpoint_interval: default 30 s. Costs writing; what was lost since is trained again from
             the examples log.
+        checkpoint_history: so far back a full checkpoint is kept for every quarter of it, for ``train rewind``; default
+            1 hour, 0 keeps the newest two full ones alone. Costs up to 6 x the store's size on disk. An older one needs the
+            examples log from its marks on.
     """
 
     listen: str = Field(default="127.0.0.1:0", pattern=r"^.+:\d{1,5}$")
@@ -308,6 +311,7 @@ class StoreSpec(Section):
     shards: int = Field(default=1, ge=1, le=64)
     buckets: int = Field(default=64, ge=1, le=4096)
     checkpoint_interval: DurationUs = 30_000_000
+    checkpoint_history: DurationUs = 3_600_000_000
 
 
 class SnapshotsSpec(Section):

