@@ -13,44 +13,59 @@ from cuckooflow.embedding_store.shards import Ownership
 from cuckooflow.errors import CheckpointNotFound
 
 
-def rewind(data: Path, name: str, dry_run: bool = False) -> tuple[Marks, list[str]]:
-    """Make a checkpoint the newest of its folder. What is put aside is renamed to ``rewound-...``, never deleted.
+class Rewinding:
+    """A store's folder, locked, with the checkpoint that is to be its newest, read whole. Close it in the end.
 
     Args:
         data: folder of a store, or of one shard, which is not served.
         name: of the checkpoint.
-        dry_run: look, and change nothing.
 
-    Returns:
-        The marks that the store will stand at, and the names of the checkpoints that were put aside.
+    Attributes:
+        data, name: as given.
+        marks: where the store will stand.
 
     Raises:
         CheckpointNotFound: there is no store, or no checkpoint of this name.
         CheckpointDamaged: it is not whole.
         StoreLocked: the store is served.
     """
-    if not (data / "store.json").exists():
-        raise CheckpointNotFound(f"{data} holds no store. Name the data folder of a store, or of a shard.")
-    folder = DataFolder(data)
-    try:
-        config = folder.config()
-        assert config is not None
-        there = checkpoints(data)
-        names = [path.name for _, path in there]
-        if name not in names:
+
+    def __init__(self, data: Path, name: str) -> None:
+        if not (data / "store.json").exists():
             raise CheckpointNotFound(
-                f"expected {name} in {data}, found {', '.join(names) or 'no checkpoint'}."
+                f"{data} holds no store. Name the data folder of a store, or of a shard."
             )
-        at = names.index(name)
-        marks = read_checkpoint(there[at][1], config, Ownership(config, folder.shard()))[1]
-        later = [path for _, path in there[at + 1 :]]
-        if not dry_run:
-            for path in reversed(later):  # the newest first: killed in between, an older one is newest
-                path.rename(_free_name(path))
-                sync_folder(data)
-    finally:
-        folder.close()
-    return marks, [path.name for path in later]
+        self.data, self.name = data, name
+        self._folder = DataFolder(data)
+        try:
+            self.marks, self._later = self._read()
+        except BaseException:
+            self._folder.close()
+            raise
+
+    def _read(self) -> tuple[Marks, list[Path]]:
+        config = self._folder.config()
+        assert config is not None
+        there = [path for _, path in checkpoints(self.data)]
+        names = [path.name for path in there]
+        if self.name not in names:
+            raise CheckpointNotFound(
+                f"expected {self.name} in {self.data}, found {', '.join(names) or 'no checkpoint'}."
+            )
+        at = names.index(self.name)
+        marks = read_checkpoint(there[at], config, Ownership(config, self._folder.shard()))[1]
+        return marks, there[at + 1 :]
+
+    def apply(self) -> list[str]:
+        """Rename the newer ones to ``rewound-...``, never delete them; their names."""
+        for path in reversed(self._later):  # the newest first: killed in between, an older one is newest
+            path.rename(_free_name(path))
+            sync_folder(self.data)
+        return [path.name for path in self._later]
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        self._folder.close()
 
 
 def _free_name(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cuckooflow.embedding_store.checkpoint_files import checkpoints, written_s
-from cuckooflow.embedding_store.rewinding import rewind
+from cuckooflow.embedding_store.rewinding import Rewinding
 from cuckooflow.errors import CheckpointNotFound, OffsetOutOfRange, SpecError
 from cuckooflow.pipelines.options import store_folder
 from cuckooflow.pipelines.spec_file import load_spec
@@ -49,29 +50,29 @@ def rewind_command(
     job = load_spec(spec_file)
     skips = [parse_skip(text) for text in skip or ()]
     reader = job.address(job.logs.examples).open_reader()
-    try:
+    with contextlib.ExitStack() as open_:
+        open_.callback(reader.close)
         incarnation, partitions = reader.incarnation(), reader.partitions()
         unknown = sorted({partition for partition, _ in skips} - set(partitions))
         if unknown:
             raise SpecError(f"expected partitions of {list(partitions)} in --skip, received {unknown}")
-        folders = [store_folder(job, shard) for shard in range(job.store.shards)]
-        names = [checkpoint or _newest_before(folder, before) for folder in folders]
-        looked = [rewind(folder, name, dry_run=True)[0] for folder, name in zip(folders, names, strict=True)]
-        for marks in looked:
-            for partition, position in marks.lowest().get(reader.name, {}).items():
+        shards = []
+        for folder in [store_folder(job, shard) for shard in range(job.store.shards)]:
+            shards.append(Rewinding(folder, checkpoint or _newest_before(folder, before)))
+            open_.callback(shards[-1].close)
+        for shard in shards:
+            for partition, position in shard.marks.lowest().get(reader.name, {}).items():
                 kept = reader.start_offset(partition)
                 if position.offset < kept:
                     raise OffsetOutOfRange(
                         f"expected {reader.name}/{partition} from {tuple(position)} on, retention has kept it from {kept} "
                         "on; choose a newer checkpoint"
                     )
-    finally:
-        reader.close()
-    # Before the store goes back: in between, a trainer would leave them out of what is new, and nothing else.
-    add_skips(job, incarnation, skips)
-    for folder, name in zip(folders, names, strict=True):
-        aside = rewind(folder, name)[1]
-        print(f"{folder}: {name} is the newest, {len(aside)} newer ones put aside")
+        # Before the store goes back: in between, a trainer would leave them out of what is new, and nothing else.
+        add_skips(job, incarnation, skips)
+        for shard in shards:
+            aside = shard.apply()
+            print(f"{shard.data}: {shard.name} is the newest, {len(aside)} newer ones put aside")
     for partition, (first, last) in skips:
         print(f"skipped from now on: {reader.name}/{partition} {first} to {last}")
     print("start the store and the trainer again; replicas get a full snapshot")

@@ -15,9 +15,7 @@ what they had, those see what these have seen since.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,14 +24,13 @@ import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Store
 from cuckooflow.embedding_store.kinds import Times
-from cuckooflow.errors import LogNotOpened, MarkMismatch, PendingTooMany, SpecError, StoreError
+from cuckooflow.errors import PendingTooMany, SpecError
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.streaming import Events, Streaming, event_times
+from cuckooflow.transforms.log_again import LogAgain
+from cuckooflow.transforms.log_rows import LogRows, Piece, positions
+from cuckooflow.transforms.store_partition import StorePartition
 from cuckooflow.transforms.training_options import TrainingOptions
-from cuckooflow.transforms.training_rows import positions, rows_before
-
-#: Reads the examples log between two positions: rows, and up to where they go, piece by piece.
-ReadBetween = Callable[[Position, Position], Iterator[tuple[pa.RecordBatch, Position]]]
 
 
 def features_log(log: str) -> str:
@@ -42,7 +39,7 @@ def features_log(log: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Part(LogRows):
     """Rows that follow each other: positions, the partition's clock at each, what they add."""
 
     offsets: npt.NDArray[np.int64]
@@ -50,17 +47,8 @@ class _Part:
     clock_us: Times
     events: Events
 
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def position(self, row: int) -> Position:
-        return Position(int(self.offsets[row]), int(self.rows[row]))
-
-    def before(self, position: Position) -> int:
-        return rows_before(self.offsets, self.rows, position)
-
-    def between(self, start: int, stop: int) -> _Part:
-        cut = slice(start, stop)
+    def slice(self, start: int, stop: int) -> _Part:
+        cut = np.s_[start:stop]
         return _Part(
             self.offsets[cut],
             self.rows[cut],
@@ -85,7 +73,7 @@ class _Window:
         """Take the rows that the tables do not hold yet."""
         if len(part):
             self.clock_us = int(part.clock_us[-1])
-        part = part.between(part.before(self.begin), len(part))
+        part = part.slice(part.before(self.begin), len(part))
         if len(part):
             self.parts.append(part)
 
@@ -106,17 +94,16 @@ class FeatureFeed:
         store: where the tables are.
         streaming: the features.
         options: ``lag_us`` and the bounds.
-        read: reads the log again.
+        again: reads the log again.
     """
 
-    def __init__(
-        self, store: Store, streaming: Streaming, options: TrainingOptions, read: ReadBetween
-    ) -> None:
+    def __init__(self, store: Store, streaming: Streaming, options: TrainingOptions, again: LogAgain) -> None:
         self._store = store
         self._streaming = streaming
         self._options = options
-        self._read = read
-        self._log: LogRange | None = None
+        self._log = again
+        self._examples: LogRange | None = None
+        self._place: StorePartition | None = None
         self._main = _Window(Position(0), Position(0))
         self._again: _Window | None = None  # of rows that are trained again
 
@@ -132,8 +119,9 @@ class FeatureFeed:
             TrainingGap, OffsetOutOfRange: what is pending cannot be read again.
             WrongIncarnation, StoreError: as of the store.
         """
-        self._log = log = range_._replace(log=features_log(range_.log))
-        self._store.open_log(log.log, log.incarnation, {log.partition: start})
+        self._examples = range_
+        log = range_._replace(log=features_log(range_.log))
+        self._place = StorePartition(self._store, log, start, self._options.push_attempts_max)
         self._main, self._again = self._pending(at), None
 
     def take(self, batch: pa.RecordBatch, range_: LogRange) -> pa.RecordBatch:
@@ -166,7 +154,7 @@ class FeatureFeed:
         limits = part.clock_us - self._options.lag_us
         seen = window.until(int(limits[-1]))
         if not seen:
-            seen = [part.between(0, 0)]
+            seen = [part.slice(0, 0)]
         clocks = np.concatenate([each.clock_us for each in seen])
         visible = np.searchsorted(clocks, limits, side="right")
         pending = Events.concat([each.events for each in seen])
@@ -186,11 +174,11 @@ class FeatureFeed:
             count = min(visible, self._options.fill_rows_max)
             if not count:
                 return
-            rest = part.between(count, len(part))
+            rest = part.slice(count, len(part))
             following = window.parts[1].position(0) if len(window.parts) > 1 else window.end
             last = rest.position(0) if len(rest) else following
             self._again = None
-            self._push(window.begin, last, part.between(0, count))
+            self._push(Piece(window.begin, last, part.slice(0, count)))
             window.begin = last
             window.parts.popleft()
             if len(rest):
@@ -198,33 +186,21 @@ class FeatureFeed:
 
     def check(self) -> None:
         """Bring a store that was restored up to where this partition's updates were."""
-        for _ in range(self._options.push_attempts_max):
-            lowest = self._marks()[0]
-            if lowest >= self._main.begin:
-                return
-            self._fill(lowest, self._main.begin)
-        raise StoreError(
-            f"expected the store to reach {self._main.begin} of {self._named()}, it stands at {self._marks()[0]} "
-            f"after {self._options.push_attempts_max} attempts; is it being restarted over and over?"
-        )
+        self._partition.settle(self._main.begin, self._fill)
 
     # --- what is pending --------------------------------------------------------------------------
 
     def _pending(self, at: Position) -> _Window:
         """The window that ends at a position, from the log."""
-        marks = self._marks()
+        marks = self._partition.marks()
         if marks[0] < marks[-1]:  # some shards were restored: a sum must hold the same rows everywhere
             self._fill(marks[0], marks[-1])
         window = _Window(marks[-1], marks[-1])
-        for batch, last in self._read_parts(window.begin, at):
+        for batch, last in self._log.between(self._range(window.begin, at)):
             window.add(self._part_of(batch, window.clock_us))
             window.end = last
         window.end = at
         return window
-
-    def _read_parts(self, first: Position, last: Position) -> Iterator[tuple[pa.RecordBatch, Position]]:
-        if first < last:
-            yield from self._read(first, last)
 
     def _part_of(self, batch: pa.RecordBatch, clock_us: int | None) -> _Part:
         try:
@@ -244,56 +220,35 @@ class FeatureFeed:
     # --- what goes into the tables ----------------------------------------------------------------
 
     def _fill(self, first: Position, last: Position) -> None:
-        for batch, until in self._read_parts(first, last):
-            self._push(first, until, self._part_of(batch, None))
-            first = until
+        while first < last:
+            for piece in self._missing(first, last):
+                self._push(piece)
+                first = piece.last
 
-    def _push(self, first: Position, last: Position, part: _Part) -> None:
+    def _missing(self, first: Position, last: Position) -> list[Piece[_Part]]:
+        batch, until, _ = self._log.read(self._range(first, last))
+        return [Piece(first, until, self._part_of(batch, None))]
+
+    def _push(self, piece: Piece[_Part]) -> None:
         """Push one range, whatever the store answers."""
-        assert self._log is not None
-        todo = [(first, last, part)]
-        refused = 0
-        while todo:
-            first, last, part = todo.pop()
-            newest_us = int(part.events.times_us.max()) if len(part) else 0
-            try:
-                self._store.push(
-                    self._log._replace(first=first, last=last), part.events.pushes(), {}, newest_us
-                )
-                refused = 0
-            except MarkMismatch as mismatch:
-                refused += 1
-                if refused > self._options.push_attempts_max:
-                    raise StoreError(
-                        f"expected the store to take {self._named()} from {first} to {last} within "
-                        f"{self._options.push_attempts_max} attempts, received {mismatch}; stop the other trainer "
-                        "of this partition"
-                    ) from mismatch
-                marks = sorted(Position(*mark) for mark in mismatch.marks)
-                if marks and marks[0] < first:
-                    todo.append((first, last, part))
-                    self._fill(marks[0], first)
-                else:
-                    cuts = [first, *(mark for mark in marks if first < mark < last), last]
-                    pieces = [
-                        (low, high, part.between(part.before(low), part.before(high)))
-                        for low, high in itertools.pairwise(cuts)
-                    ]
-                    todo.extend(reversed(pieces))
+        self._partition.apply(piece, self._push_once, self._missing)
 
-    def _marks(self) -> tuple[Position, ...]:
-        assert self._log is not None
-        marks = self._store.marks(self._log.log).get(self._log.partition)
-        if not marks:
-            raise LogNotOpened(
-                f"expected the store to know {self._named()}, which was open before; it has lost its data folder: "
-                "give it back, or begin again from the start"
-            )
-        return marks
+    def _push_once(self, piece: Piece[_Part], _: bool) -> None:
+        part = piece.rows
+        assert part is not None
+        newest_us = int(part.events.times_us.max()) if len(part) else 0
+        range_ = self._partition.range(piece.first, piece.last)
+        self._store.push(range_, part.events.pushes(), {}, newest_us)
 
-    def _named(self) -> str:
-        assert self._log is not None
-        return f"partition {self._log.partition} of log {self._log.log!r}"
+    def _range(self, first: Position, last: Position) -> LogRange:
+        """Of the examples log."""
+        assert self._examples is not None
+        return self._examples._replace(first=first, last=last)
+
+    @property
+    def _partition(self) -> StorePartition:
+        assert self._place is not None
+        return self._place
 
 
 def _part(batch: pa.RecordBatch, events: Events, clock_us: int | None) -> _Part:

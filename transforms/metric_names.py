@@ -151,6 +151,12 @@ _OF_SINKS = (
         "rows",
         "repeats that the trainer's reader recognised in the examples log",
     ),
+    Metric(
+        "examples_skipped",
+        "counter",
+        "rows",
+        "rows of the examples log that the trainer left out, as `train rewind --skip` says",
+    ),
     Metric("dead_letters_{reason}", "counter", "rows", "dead letters written, by reason"),
 )
 _OF_BALANCES = (

@@ -34,9 +34,10 @@ from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import build_model
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms import coders as coders  # registers the RecordBatch coder
+from cuckooflow.transforms.log_again import RangeReader
 from cuckooflow.transforms.ranges import read_range_header
 from cuckooflow.transforms.state_sizes import size_flat_state_directly
-from cuckooflow.transforms.trainer import RangeReader, Trainer
+from cuckooflow.transforms.trainer import Trainer
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import Output
 from cuckooflow.transforms.training_rows import Correction, LateLabels

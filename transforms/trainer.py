@@ -21,28 +21,23 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
-from cuckooflow.embedding_store.api import Floats, Store, TablePush
-from cuckooflow.errors import (
-    LogNotOpened,
-    MarkMismatch,
-    NonFiniteGradient,
-    SpecError,
-    StoreError,
-    TrainingGap,
-)
+from cuckooflow.embedding_store.api import Store, TablePush
+from cuckooflow.errors import NonFiniteGradient, SpecError
 from cuckooflow.logs.contract import LogRange, Position
-from cuckooflow.models.base import Lookup, Model, StepResult, distinct
+from cuckooflow.models.base import Lookup, Model, StepResult
 from cuckooflow.models.registry import COUNT_TABLE
 from cuckooflow.transforms.feature_feed import FeatureFeed
 from cuckooflow.transforms.held_elements import HeldElements
+from cuckooflow.transforms.log_again import LogAgain, RangeReader
+from cuckooflow.transforms.log_rows import Piece, positions, rows_before
 from cuckooflow.transforms.ranges import RangeHeader, read_range_header
+from cuckooflow.transforms.rows_ahead import RowsAhead
+from cuckooflow.transforms.store_partition import StorePartition
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import (
     GRADIENT_NOT_FINITE,
@@ -50,42 +45,8 @@ from cuckooflow.transforms.training_output import (
     Output,
     dead_rows,
 )
-from cuckooflow.transforms.training_piece import Piece
 from cuckooflow.transforms.training_report import TrainingReport
-from cuckooflow.transforms.training_rows import (
-    Correction,
-    LateLabels,
-    TrainingRows,
-    positions,
-    rows_before,
-    training_rows,
-)
-
-
-class RangeReader(Protocol):
-    """Reads a range of the examples log again, with the same rows dropped as the first time.
-
-    Attributes:
-        dead_letters: of the last read: messages in its range that hold no examples.
-    """
-
-    dead_letters: pa.RecordBatch
-
-    def read(
-        self, partition: int, first: Position, last: Position | None, max_rows: int
-    ) -> tuple[pa.RecordBatch, RangeHeader]:
-        """Rows from ``first`` on and the range they are; at most ``max_rows``."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Ahead:
-    """Rows that are being fetched for the piece that begins at ``first``."""
-
-    first: Position
-    last: Position
-    lookup: Lookup
-    pulled: Future[tuple[dict[str, Floats], dict[str, Floats]]]
+from cuckooflow.transforms.training_rows import Correction, LateLabels, TrainingRows, training_rows
 
 
 class Trainer:
@@ -114,24 +75,22 @@ class Trainer:
     ) -> None:
         self._store = store
         self._model = model
-        self._reader_factory = reader_factory
-        self._reader: RangeReader | None = None
         self._options = options
         self._correction = correction
         self._late_labels = late_labels
-        self._log: LogRange | None = None
+        self._place: StorePartition | None = None  # once the first element came
+        self._again = LogAgain(reader_factory, options.fill_rows_max)
         self._first = self._end = Position(0)
         self._buffer: deque[TrainingRows] = deque()
         self._buffered = 0
         self._waiting_since_us: int | None = None
         self._checked_us: int | None = None
         self._report = TrainingReport(model.labels, options, correction, predictions)
-        self._executor = ThreadPoolExecutor(1, "prefetch") if options.prefetch else None
-        self._ahead: _Ahead | None = None
+        self._ahead = RowsAhead(store, model, options.prefetch)
         self._held = HeldElements(options.held_elements_max, options.max_delay_us)
         self._feed: FeatureFeed | None = None
         if model.streaming is not None:
-            self._feed = FeatureFeed(store, model.streaming, options, self._between)
+            self._feed = FeatureFeed(store, model.streaming, options, self._again)
 
     @property
     def position(self) -> Position:
@@ -155,7 +114,7 @@ class Trainer:
         header = read_range_header(batch)
         out = Output()
         with self._all_or_reset():
-            if self._log is None:
+            if self._place is None:
                 self._open(header.range, header.start)
             self._held.add(header, batch)
             while (element := self._held.next(self._end, header.polled_us)) is not None:
@@ -165,7 +124,7 @@ class Trainer:
     def flush(self, now_us: int) -> Output:
         """Push what waits, full batch or not: the input has paused for ``max_delay_us``."""
         out = Output()
-        if self._log is not None and self.waiting:
+        if self._place is not None and self.waiting:
             with self._all_or_reset():
                 self._accept_held(out)
                 self._drain(out, everything=True)
@@ -175,7 +134,7 @@ class Trainer:
     def finish(self, now_us: int) -> Output:
         """Push everything, and make sure that the store has everything. For a bounded input's end."""
         out = Output()
-        if self._log is not None:
+        if self._place is not None:
             with self._all_or_reset():
                 self._accept_held(out)
                 self._drain(out, everything=True)
@@ -191,7 +150,7 @@ class Trainer:
         """
         out = Output()
         with self._all_or_reset():
-            if self._log is None:
+            if self._place is None:
                 self._open(range_, range_.first)
             self._accept_held(out)
             self._bridge(range_.last, out)
@@ -199,8 +158,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the prefetching thread. What is buffered is left to who trains this partition next."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        self._ahead.close()
 
     @contextlib.contextmanager
     def _all_or_reset(self) -> Iterator[None]:
@@ -208,12 +166,13 @@ class Trainer:
         try:
             yield
         except BaseException:
-            self._log = None
+            self._place = None
             self._end = self._first
             self._buffer.clear()
             self._buffered = 0
             self._held.clear()
-            self._ahead = self._waiting_since_us = self._checked_us = None
+            self._ahead.forget()
+            self._waiting_since_us = self._checked_us = None
             raise
 
     # --- what comes in --------------------------------------------------------------------------
@@ -246,27 +205,16 @@ class Trainer:
 
     def _open(self, range_: LogRange, start: Position) -> None:
         # Where the partition is open already its mark stays, and that is where this trainer begins.
-        self._store.open_log(range_.log, range_.incarnation, {range_.partition: start})
-        self._log = range_
-        self._first = self._end = self._mark()
+        self._place = StorePartition(self._store, range_, start, self._options.push_attempts_max)
+        self._first = self._end = self._place.marks()[0]
         if self._feed is not None:
             self._feed.open(range_, start, self._first)
         self._report.measured = max(self._report.measured, self._first)
 
-    def _mark(self) -> Position:
-        """The lowest mark of the partition."""
-        assert self._log is not None
-        marks = self._store.marks(self._log.log).get(self._log.partition)
-        if not marks:
-            raise LogNotOpened(
-                f"expected the store to know partition {self._log.partition} of log {self._log.log!r}, which "
-                "was open before; it has lost its data folder: give it back, or begin again from the start"
-            )
-        return marks[0]
-
-    def _range(self, first: Position, last: Position) -> LogRange:
-        assert self._log is not None
-        return self._log._replace(first=first, last=last)
+    @property
+    def _partition(self) -> StorePartition:
+        assert self._place is not None
+        return self._place
 
     def _append(self, batch: pa.RecordBatch, header: RangeHeader, out: Output) -> None:
         if header.range.first < self._end:
@@ -298,7 +246,7 @@ class Trainer:
 
     def _drain(self, out: Output, everything: bool) -> None:
         """Train full batches from the buffer, and with ``everything`` what is left as well."""
-        pieces: deque[Piece] = deque()
+        pieces: deque[Piece[TrainingRows]] = deque()
         first = self._first
         while self._buffered >= self._options.batch_size or (everything and self._buffered):
             rows = self._take(self._options.batch_size)
@@ -328,29 +276,15 @@ class Trainer:
             self._buffered -= len(rows)
         return TrainingRows.concat(parts)
 
-    def _train(self, piece: Piece, out: Output, following: Piece | None = None) -> None:
+    def _train(
+        self, piece: Piece[TrainingRows], out: Output, following: Piece[TrainingRows] | None = None
+    ) -> None:
         """Push one range, whatever the store answers."""
-        todo = [piece]
-        refused = 0
-        while todo:
-            piece = todo.pop()
-            try:
-                self._push(piece, out, following if not todo else None)
-                refused = 0
-            except MarkMismatch as mismatch:
-                refused += 1
-                if refused > self._options.push_attempts_max:
-                    raise StoreError(
-                        f"expected the store to take {self._range(piece.first, piece.last)} within "
-                        f"{self._options.push_attempts_max} attempts, received {mismatch}; stop the other "
-                        "trainer of this partition"
-                    ) from mismatch
-                marks = [Position(*mark) for mark in mismatch.marks]
-                if marks and marks[0] < piece.first:
-                    todo.append(piece)
-                    todo.extend(reversed(self._reread(marks[0], piece.first, out)))
-                else:
-                    todo.extend(reversed(piece.cut(marks)))
+        self._partition.apply(
+            piece,
+            lambda part, last: self._push(part, out, following if last else None),
+            lambda first, last: self._reread(first, last, out),
+        )
 
     def _fill(self, first: Position, last: Position, out: Output) -> None:
         """Train what lies between two positions from the log."""
@@ -359,13 +293,12 @@ class Trainer:
                 self._train(piece, out)
                 first = piece.last
 
-    def _reread(self, first: Position, last: Position, out: Output) -> list[Piece]:
+    def _reread(self, first: Position, last: Position, out: Output) -> list[Piece[TrainingRows]]:
         """The next batches of a gap, from the log."""
-        batch, until = self._read(first, last)
-        assert self._reader is not None
-        if first >= self._report.measured and self._reader.dead_letters.num_rows:
-            out.dead.append(self._reader.dead_letters)
-        rows = self._rows(batch, self._range(first, until), out)
+        batch, until, dead = self._again.read(self._partition.range(first, last))
+        if first >= self._report.measured and dead.num_rows:
+            out.dead.append(dead)
+        rows = self._rows(batch, self._partition.range(first, until), out)
         if rows is None:
             return [Piece(first, until, None)]
         cuts = [
@@ -373,37 +306,13 @@ class Trainer:
         ]
         return Piece(first, until, rows).cut(cuts)
 
-    def _between(self, first: Position, last: Position) -> Iterator[tuple[pa.RecordBatch, Position]]:
-        """The log between two positions, piece by piece."""
-        while first < last:
-            batch, first = self._read(first, last)
-            yield batch, first
-
-    def _read(self, first: Position, last: Position) -> tuple[pa.RecordBatch, Position]:
-        """Rows of the log from ``first`` on, and up to where they go."""
-        if self._reader_factory is None:
-            raise TrainingGap(
-                f"expected to read {self._range(first, last)} again, but this trainer has no reader; "
-                "give TrainStep a reader of the log"
-            )
-        if self._reader is None:
-            self._reader = self._reader_factory()
-        assert self._log is not None
-        batch, header = self._reader.read(self._log.partition, first, last, self._options.fill_rows_max)
-        if header.range.last <= first:
-            raise TrainingGap(
-                f"expected rows of {self._range(first, last)}, received none from {first} on; the log ends "
-                "before the store's marks: was it recreated or truncated?"
-            )
-        return batch, header.range.last
-
-    def _push(self, piece: Piece, out: Output, following: Piece | None) -> None:
-        rows, range_ = piece.rows, self._range(piece.first, piece.last)
+    def _push(self, piece: Piece[TrainingRows], out: Output, following: Piece[TrainingRows] | None) -> None:
+        rows, range_ = piece.rows, self._partition.range(piece.first, piece.last)
         if rows is None or not len(rows):
             self._store.push(range_, {}, {}, self._report.event_time_us or 0)
             return
-        lookup, tables, dense = self._pulled(piece)
-        self._fetch(following)
+        lookup, tables, dense = self._ahead.pulled(piece)
+        self._ahead.fetch(following)
         result = self._model.train_step(
             rows.encoded, lookup, tables, dense, rows.targets, self._options.batch_size
         )
@@ -421,24 +330,6 @@ class Trainer:
         if answer.applied:
             self._report.learned(rows, result.probabilities, out)
 
-    def _pulled(self, piece: Piece) -> tuple[Lookup, dict[str, Floats], dict[str, Floats]]:
-        assert piece.rows is not None
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            tables, dense = ahead.pulled.result()
-            if (ahead.first, ahead.last) == (piece.first, piece.last):
-                return ahead.lookup, tables, dense
-        lookup = distinct(piece.rows.encoded)
-        tables, dense = self._store.pull(self._model.wanted(lookup))
-        return lookup, tables, dense
-
-    def _fetch(self, piece: Piece | None) -> None:
-        if self._executor is None or piece is None or piece.rows is None:
-            return
-        lookup = distinct(piece.rows.encoded)
-        pulled = self._executor.submit(self._store.pull, self._model.wanted(lookup))
-        self._ahead = _Ahead(piece.first, piece.last, lookup, pulled)
-
     def _gradients(self, lookup: Lookup, result: StepResult) -> dict[str, TablePush]:
         pushes = {
             name: TablePush(lookup.ids, gradients, lookup.counts)
@@ -450,8 +341,7 @@ class Trainer:
         return pushes
 
     def _tell(self, now_us: int, out: Output, end: bool) -> None:
-        assert self._log is not None
-        self._report.tell(self._log, self._first, now_us, out, end)
+        self._report.tell(self._partition.log, self._first, now_us, out, end)
 
     # --- whether the store has it ----------------------------------------------------------------
 
@@ -460,20 +350,12 @@ class Trainer:
         if self._checked_us is not None and now_us - self._checked_us < self._options.marks_interval_us:
             return
         self._checked_us = now_us
-        self._fill(self._mark(), self._first, out)
+        self._fill(self._partition.marks()[0], self._first, out)
         if self._feed is not None:
             self._feed.check()
 
     def _settle(self, out: Output) -> None:
         """Make sure that every bucket of the store has everything up to the last push."""
-        for _ in range(self._options.push_attempts_max):
-            mark = self._mark()
-            if mark >= self._first:
-                if self._feed is not None:
-                    self._feed.check()
-                return
-            self._fill(mark, self._first, out)
-        raise StoreError(
-            f"expected the store to reach {self._first}, it stands at {self._mark()} after "
-            f"{self._options.push_attempts_max} attempts; is it being restarted over and over?"
-        )
+        self._partition.settle(self._first, lambda first, last: self._fill(first, last, out))
+        if self._feed is not None:
+            self._feed.check()

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Floats
-from cuckooflow.logs.contract import Position
 from cuckooflow.models.base import Model, Targets
 from cuckooflow.models.encoding import Encoded
 from cuckooflow.models.example_columns import (
@@ -28,6 +27,7 @@ from cuckooflow.models.example_columns import (
     sampling_rates,
     stands_for,
 )
+from cuckooflow.transforms.log_rows import LogRows, positions
 
 #: How the loss of sampled negatives is made up for; see ``negative_sampling`` in the job.
 Correction = Literal["none", "log_odds", "weight"]
@@ -52,7 +52,7 @@ class LateLabels:
 
 
 @dataclass(frozen=True)
-class TrainingRows:
+class TrainingRows(LogRows):
     """B rows of one partition, in position order.
 
     Attributes:
@@ -76,17 +76,6 @@ class TrainingRows:
     rows: npt.NDArray[np.int64]
     times_us: npt.NDArray[np.int64]
     appends_us: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def position(self, row: int) -> Position:
-        """Where a row stands in the log."""
-        return Position(int(self.offsets[row]), int(self.rows[row]))
-
-    def before(self, position: Position) -> int:
-        """How many rows stand before ``position``."""
-        return rows_before(self.offsets, self.rows, position)
 
     def slice(self, start: int, stop: int) -> TrainingRows:
         """Rows ``start <= row < stop``, without a copy."""
@@ -114,17 +103,6 @@ class TrainingRows:
                 for f in fields(TrainingRows)[3:]
             },
         )
-
-
-def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(n,) int64 offsets and (n,) int64 rows in their messages."""
-    return _integers(batch, "_offset"), _integers(batch, "_row")
-
-
-def rows_before(offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], position: Position) -> int:
-    """How many of some ascending positions stand before ``position``."""
-    low, high = np.searchsorted(offsets, [position.offset, position.offset + 1])
-    return int(low + np.searchsorted(rows[low:high], position.row))
 
 
 def training_rows(

@@ -23,7 +23,7 @@ DAY_MS = 86_400_000
 #: For a job until its first rows: Flink, a worker process and its imports on a busy machine.
 BOUND_S = 180
 #: Of the trainer's reader.
-NOT_OF_THE_JOIN = {"examples_repeats_dropped"}
+NOT_OF_THE_JOIN = {"examples_repeats_dropped", "examples_skipped"}
 
 
 @pytest.fixture
