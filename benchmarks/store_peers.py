@@ -145,14 +145,10 @@ def tfra_rates(rows: int, batch: int, seconds: float, install: bool) -> dict[str
     Raises:
         PeerMissing: its environment is absent (and ``install`` false) or cannot be made.
     """
-    folder = CACHE / "tfra"
-    if not (folder / ".installed").exists():
-        if not install:
-            raise PeerMissing("TFRA: no environment in the cache; a run without --quick makes it")
-        _make_tfra(folder)
+    python = environment("tfra", TFRA, install)
     script = ROOT / "benchmarks" / "store_tfra.py"
     done = subprocess.run(
-        [str(folder / "bin/python"), str(script), str(rows), str(batch), str(seconds)],
+        [str(python), str(script), str(rows), str(batch), str(seconds)],
         capture_output=True,
         text=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
@@ -163,20 +159,32 @@ def tfra_rates(rows: int, batch: int, seconds: float, install: bool) -> dict[str
     return rates
 
 
-def _make_tfra(folder: Path) -> None:
+def environment(name: str, packages: tuple[str, ...], install: bool) -> Path:
+    """The interpreter of a peer's own virtual environment.
+
+    Raises:
+        PeerMissing: it is absent (and ``install`` false) or cannot be made.
+    """
+    folder = CACHE / name
+    python = folder / "bin/python"
+    if (folder / ".installed").exists():
+        return python
+    if not install:
+        raise PeerMissing(f"{name}: no environment in the cache; a run without --quick makes it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     uv = Path(sys.executable).parent / "uv"
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(uv), "pip", "install", "-q", "-p", str(folder / "bin/python"), *TFRA],
+        [str(uv), "pip", "install", "-q", "-p", str(python), *packages],
     ):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise PeerMissing(f"TFRA: {error}") from error
+            raise PeerMissing(f"{name}: {error}") from error
         if done.returncode:
-            raise PeerMissing(f"TFRA: {done.stderr[-300:]}")
+            raise PeerMissing(f"{name}: {done.stderr[-300:]}")
     (folder / ".installed").touch()
+    return python
 
 
 def _unpacked(name: str, packages: tuple[str, ...]) -> Path:

@@ -50,6 +50,9 @@ class Lookup:
 def distinct(encoded: Encoded) -> Lookup:
     """The distinct ids of the used places, so that each travels once."""
     used = encoded.weights != 0
+    if used.all():  # no lists: nothing to pick out, nor to put back
+        ids, inverse, counts = np.unique(encoded.ids, return_inverse=True, return_counts=True)
+        return Lookup(ids, inverse.reshape(encoded.ids.shape).astype(np.int32), counts.astype(np.uint32))
     ids, inverse, counts = np.unique(encoded.ids[used], return_inverse=True, return_counts=True)
     full = np.zeros(encoded.ids.shape, np.int32)
     full[used] = inverse
@@ -287,15 +290,18 @@ class Model(ABC):
     def _compile(self) -> tuple[Any, Any, Any]:
         tf = tensorflow()
         places = len(self.encoder.fields)
-        single = places == self.encoder.num_fields
-        member = np.zeros((places, self.encoder.num_fields), np.float32)
-        member[np.arange(places), self.encoder.fields] = 1.0
+        runs = _runs(self.encoder.fields)
 
         def pooled(rows: Any, inverse: Any, weights: Any) -> Any:
             taken = tf.gather(rows, inverse)
-            if single:  # one place a field, always used
-                return taken
-            return tf.einsum("bcd,cf->bfd", taken * weights[:, :, tf.newaxis], member)
+            parts = []
+            for start, stop, single in runs:
+                part = taken[:, start:stop]
+                if not single:
+                    weighted = part * weights[:, start:stop, tf.newaxis]
+                    part = tf.reduce_sum(weighted, axis=1, keepdims=True)
+                parts.append(part)
+            return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
         names = [table.name for table in self.tables]
         parameters = self.dense
@@ -345,6 +351,22 @@ class Model(ABC):
             return tf.sigmoid(logits(inverse, weights, numbers, packed, rows))
 
         return compiled(2), compiled(4), predict
+
+
+def _runs(fields: npt.NDArray[np.int32]) -> list[tuple[int, int, bool]]:
+    """A row's places in parts: (start, stop, whether they are fields of one place, always used); else they are one list's.
+
+    Args:
+        fields: (C,) ascending, the field of each place.
+    """
+    begins = np.flatnonzero(np.diff(fields, prepend=-1)).tolist()
+    runs: list[tuple[int, int, bool]] = []
+    for start, stop in itertools.pairwise([*begins, len(fields)]):
+        single = stop - start == 1
+        if single and runs and runs[-1][2]:
+            start = runs.pop()[0]
+        runs.append((start, stop, single))
+    return runs
 
 
 def predict_batch(
