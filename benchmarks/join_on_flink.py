@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
 import time
@@ -33,6 +34,9 @@ WAITING = Shape(window_us=3_600_000_000, late=0.0)
 WAITING_IMPRESSIONS = 200_000
 _PIECE_ROWS, _PIECE_S = 4_096, 0.2
 _CHECKPOINT_MS = 5_000
+#: Of a checkpoint with state in RocksDB: how its metadata names the files that it shares with others.
+_SHARED_FILE = re.compile(rb"/shared/([0-9a-f-]{36})")
+_CHECKPOINT_TRIES = 5
 
 
 class FlinkBench:
@@ -120,7 +124,7 @@ class FlinkBench:
         with self.running(job):
             job.await_joined(few.count, BOUND_S)
             time.sleep(IDLE_SETTLE_S)
-            pids = self._pids()
+            pids = self.pids()
             before, begin = {name: _cpu_s(of) for name, of in pids.items()}, time.monotonic()
             time.sleep(IDLE_MEASURED_S)
             took_s = time.monotonic() - begin
@@ -161,10 +165,37 @@ class FlinkBench:
                 raise RuntimeError(f"expected a checkpoint within {BOUND_S:g} s, none was completed")
             time.sleep(0.5)
 
-    def _pids(self) -> dict[str, list[int]]:
+    def checkpoint(self, job: LiveJob) -> tuple[int, int]:
+        """Bytes that the newest checkpoint of a job refers to, and those of them that are RocksDB's own log of changes.
+
+        Both are 0 while there is none. RocksDB's MANIFEST says which files make its data; it grows with every
+        checkpoint until the state is opened anew, and lies among the checkpoint's shared files.
+        """
+        for _ in range(_CHECKPOINT_TRIES):
+            newest = self._rest.newest_checkpoint(self._rest.job(job.name).id)
+            if newest is None or newest.path is None:
+                break
+            folder = Path(newest.path.removeprefix("file:"))
+            try:
+                named = set(_SHARED_FILE.findall((folder / "_metadata").read_bytes()))
+                files = [folder.parent / "shared" / name.decode() for name in named]
+                # The metadata holds what is small itself.
+                logs = [file.stat().st_size for file in files if file.exists() and _is_manifest(file)]
+            except FileNotFoundError:  # a newer one has taken its place meanwhile
+                continue
+            return newest.size_bytes, sum(logs)
+        return 0, 0
+
+    def pids(self) -> dict[str, list[int]]:
+        """Of the cluster's parts; the workers' with the pool's own."""
         parts = ("taskmanager", "jobmanager", "jobserver", "kafka")
         pids = {part: [self._cluster.pid(part)] for part in parts}
         return pids | {"workers": [self._cluster.pid("workers"), *self._cluster.worker_pids()]}
+
+
+def _is_manifest(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return b"leveldb.BytewiseComparator" in opened.read(64)
 
 
 @contextmanager
@@ -188,6 +219,7 @@ class Feeder(threading.Thread):
     Attributes:
         behind_s: the most that it was late by.
         fed_per_s: the rate that it kept.
+        fed: events so far.
     """
 
     def __init__(self, job: LiveJob, made: Events) -> None:
@@ -201,9 +233,10 @@ class Feeder(threading.Thread):
             )
         ]
         self.behind_s = self.fed_per_s = 0.0
+        self.fed = 0
 
     def run(self) -> None:
-        begin_us, fed = _now_us(), 0
+        begin_us = _now_us()
         origin_us = int(self._made.shown_us[0])
         done = [0, 0]
         for tick in range(1, 1 << 30):
@@ -221,10 +254,10 @@ class Feeder(threading.Thread):
                         writer.send(
                             partition, arrow_messages(piece.take(pa.array(rows)), len(rows)), _now_us()
                         )
-                fed += until - done[which]
+                self.fed += until - done[which]
                 done[which] = until
             self.behind_s = max(self.behind_s, (_now_us() - due_us) / 1e6)
-            self.fed_per_s = fed * 1e6 / (_now_us() - begin_us)
+            self.fed_per_s = self.fed * 1e6 / (_now_us() - begin_us)
 
     def stop(self) -> None:
         """End it."""

@@ -7,6 +7,7 @@ Every message says what was expected, what was received and what to do next. All
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -310,6 +311,10 @@ class HandOverTooEarly(CuckooflowError):
     """The logs do not reach the time of the hand-over in every partition yet. Wait, or hand over earlier."""
 
 
+class FilesNotShared(CuckooflowError):
+    """A worker does not see the folder that the submitter writes to."""
+
+
 class BackfillUnbalanced(CuckooflowError):
     """Rows in and rows out of a day do not add up. Nothing of that day was replaced; report it as a defect."""
 
@@ -335,4 +340,18 @@ def named_cause(error: BaseException | None) -> CuckooflowError | None:
         if isinstance(error, CuckooflowError):
             return error
         error = error.__cause__ or error.__context__
+    return None
+
+
+def named_in(text: str) -> CuckooflowError | None:
+    """The last named error in what a runner tells of a worker's, traces and all; None: there is none."""
+    kinds = {
+        name: kind
+        for name, kind in globals().items()
+        if isinstance(kind, type) and issubclass(kind, CuckooflowError)
+    }
+    # A line such as the last of a traceback, without what Beam adds.
+    found = re.findall(rf"\b({'|'.join(kinds)}): (.*?)(?: \[while running .*)?$", text, re.MULTILINE)
+    for name, message in reversed(found):
+        return kinds[name].__new__(kinds[name], message)  # some want more than a message when they are made
     return None

@@ -5,9 +5,17 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cuckooflow.pipelines import job_commands
+from cuckooflow.runners.cluster import DEFAULT_FOLDER, LocalCluster
+from cuckooflow.runners.flink_rest import find_flink
+
+if TYPE_CHECKING:
+    from cuckooflow.pipelines.job_spec import JobSpec
+    from cuckooflow.pipelines.run import BatchRuns
 
 app = typer.Typer(no_args_is_help=True, help="Backfill: the join of whole days, from logs or files.")
 
@@ -19,6 +27,7 @@ Out = Annotated[str, typer.Option("--out", help="folder of the days: a path, or 
 
 class BatchRunner(StrEnum):
     DIRECT = "direct"
+    FLINK = "flink"
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -45,8 +54,13 @@ def join(
     restart: Annotated[
         bool, typer.Option("--restart", help="give up what another unfinished backfill began in this folder")
     ] = False,
+    cluster: job_commands.Cluster = DEFAULT_FOLDER,
+    flink_rest: job_commands.Rest = None,
 ) -> None:
-    """Join the rows of whole days into files by day. Killed, the same command goes on where it was."""
+    """Join the rows of whole days into files by day. Killed, the same command goes on where it was.
+
+    Options not known here go to Beam.
+    """
     from cuckooflow.pipelines.backfill.join import run_join_backfill
     from cuckooflow.pipelines.backfill.request import BackfillRequest
     from cuckooflow.pipelines.spec_file import load_spec
@@ -57,7 +71,23 @@ def join(
     request = BackfillRequest(
         _day(first), _day(until), folder_of(out), slice_mib << 20, range_messages, restart, hand_over_us
     )
-    run_join_backfill(load_spec(spec_file), request, runner.value, context.args, tell)
+    job = load_spec(spec_file)
+    batch = _batch(job, request.out, runner, context.args, cluster, flink_rest)
+    run_join_backfill(job, request, batch, tell)
+
+
+def _batch(
+    job: JobSpec, out: str, runner: BatchRunner, beam_args: list[str], cluster: Path, flink_rest: str | None
+) -> BatchRuns:
+    """What runs the phases of a backfill of a job into a folder."""
+    from cuckooflow.pipelines.flink_batch import FlinkBatch
+    from cuckooflow.pipelines.run import DirectBatch
+
+    if runner is BatchRunner.DIRECT:
+        return DirectBatch(beam_args)
+    addresses = LocalCluster(cluster).addresses()
+    rest = find_flink(cluster, addresses, flink_rest)
+    return FlinkBatch(f"{job.name}-backfill", out, addresses, rest, beam_args)
 
 
 @app.command()

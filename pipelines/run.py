@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineResult, PipelineState
@@ -53,16 +53,38 @@ def run_pipeline(
     submit(stages(name, job, stop_at_end, hand_over), preset, partial(_await_end, name))
 
 
-def run_batch(build: Callable[[beam.Pipeline], Any], runner: str, beam_args: Sequence[str]) -> None:
-    """Run a pipeline over bounded inputs to its end.
+class BatchRuns(Protocol):
+    """Runs the phases of bounded work, each a pipeline, one after the other."""
 
-    Args:
-        build: adds the stages to the pipeline.
+    def begin(self) -> None:
+        """End what a predecessor that was killed has left running of the same work."""
+        ...
 
-    Raises:
-        CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
-    """
-    submit(lambda pipeline, _: build(pipeline), PRESETS[runner](beam_args), partial(_await_end, "batch"))
+    def run(self, phase: str, build: Callable[[beam.Pipeline], Any]) -> None:
+        """Run a pipeline to its end.
+
+        Args:
+            build: adds the stages to the pipeline.
+
+        Raises:
+            CuckooflowError: the pipeline failed; a named error from inside a worker comes out as itself.
+        """
+        ...
+
+
+class DirectBatch:
+    """Phases in this process. See :class:`BatchRuns`."""
+
+    def __init__(self, beam_args: Sequence[str] = ()) -> None:
+        self._beam_args = beam_args
+
+    def begin(self) -> None:
+        """Nothing of it outlives its process."""
+
+    def run(self, phase: str, build: Callable[[beam.Pipeline], Any]) -> None:
+        """See :class:`BatchRuns`."""
+        preset = direct.preset(self._beam_args)
+        submit(lambda pipeline, _: build(pipeline), preset, partial(_await_end, phase))
 
 
 def stages(name: str, job: JobSpec, stop_at_end: bool, hand_over: HandOver | None) -> Build:

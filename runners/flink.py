@@ -107,6 +107,38 @@ class FlinkOptions:
 
 
 @dataclass(frozen=True)
+class FlinkBatchOptions:
+    """How a pipeline over bounded inputs runs on Flink.
+
+    Without ``--streaming``, and with no unbounded input, Beam's job server translates a pipeline for Flink's batch
+    execution: nothing is checkpointed, a task that fails is done again from its inputs, and the job ends.
+
+    Attributes:
+        job_endpoint, worker_pool, job_name: see :class:`FlinkOptions`.
+        parallelism: subtasks of each stage, default 1; each has a Python process of its own, and with it the memory
+            that one task takes.
+    """
+
+    job_endpoint: str
+    worker_pool: str
+    job_name: str
+    parallelism: int = 1
+
+    def args(self) -> list[str]:
+        """As Beam's options."""
+        named = {
+            "job_endpoint": self.job_endpoint,
+            "environment_type": "EXTERNAL",
+            "environment_config": self.worker_pool,
+            "job_name": self.job_name,
+            "parallelism": self.parallelism,
+            "sdk_worker_parallelism": self.parallelism,
+            BUILD_OPTION: build(),
+        }
+        return ["--no_save_main_session", *(f"--{name}={value}" for name, value in named.items())]
+
+
+@dataclass(frozen=True)
 class UserFlags:
     """What the user's own Beam flags say of what else would be found out."""
 
@@ -132,7 +164,7 @@ class UserFlags:
         return cls(given.job_endpoint, given.environment_config, given.job_name, int(given.parallelism))
 
 
-def preset(options: FlinkOptions, beam_args: Sequence[str] = ()) -> RunnerPreset:
+def preset(options: FlinkOptions | FlinkBatchOptions, beam_args: Sequence[str] = ()) -> RunnerPreset:
     """A Flink cluster behind Beam's job server, with workers from a pool.
 
     Args:

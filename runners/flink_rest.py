@@ -134,6 +134,10 @@ class FlinkRest:
         text = self.get(f"/jobs/{job}/exceptions")["root-exception"] or "no cause is known"
         return _innermost(text)
 
+    def failures(self, job: str) -> int:
+        """How often a job has failed so far; counted up to the 16 that Flink remembers."""
+        return len(self.get(f"/jobs/{job}/exceptions")["exceptionHistory"]["entries"])
+
     def savepoint(self, job: str, folder: str | None = None) -> str:
         """Take a savepoint of a job that goes on.
 

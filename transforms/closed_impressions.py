@@ -252,6 +252,10 @@ class ClosedTier:
         query, buckets, slots = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return query, buckets, slots
 
+    def is_hot(self, number: int) -> bool:
+        """Whether a bucket is in memory."""
+        return number in self._hot
+
     def bucket(self, number: int) -> ClosedBucket:
         """A bucket, read back from its cell if it is cold."""
         hot = self._hot.get(number)

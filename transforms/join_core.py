@@ -11,6 +11,8 @@ time, ``a`` an action's, ``w`` a row's ``_wm`` (its own partition's watermark ju
   ``clock > w``: late actions are taken in the order of ``(w, partition, offset, row)``.
 - An action on time but outside its label's window is unmatched when its impression closes.
 - An action that found no impression is unmatched when ``clock >= a + W`` (and ``clock > w``).
+- Late actions whose impressions are not in memory may wait longer, until their bucket is read (``cold_reads``), at
+  the latest until it is about to be cleared.
 
 A row with ``w < i + W`` arrives while ``clock <= w``, so everything that an impression's close
 depends on is there when it closes: the outcome is the same however partitions interleave. It also
@@ -19,7 +21,7 @@ lets memory be rebuilt by taking the rows in the state cells again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ import pyarrow as pa
 
 from cuckooflow.transforms import join_outputs
 from cuckooflow.transforms.closed_impressions import does_not_fit
+from cuckooflow.transforms.cold_reads import actions_that_wait, actions_that_waited
 from cuckooflow.transforms.in_band import END_TIME_US, IMPRESSIONS, NO_TIME_US
 from cuckooflow.transforms.join_intake import POSITION, JoinIntake
 from cuckooflow.transforms.join_outputs import JoinCounts, dead_rows
@@ -54,14 +57,22 @@ class JoinCore(JoinIntake):
 
     # --- the clock moves ----------------------------------------------------------------------
 
-    def step(self, clock_us: int, release: bool) -> None:
-        """Close what the clock has passed; look up late actions if ``release``, or if it must be now."""
+    def step(self, clock_us: int, release: bool, cold_reads_max: int | None = None) -> None:
+        """Close what the clock has passed; look up late actions if ``release``, or if it must be now.
+
+        Args:
+            cold_reads_max: buckets of closed impressions to read back from state for them, but for those that are
+                about to be cleared; None: whatever is wanted. At the end of all inputs it is as None.
+        """
         if clock_us == NO_TIME_US:
             return
         self._close(clock_us)
         oldest_bucket = (clock_us - self.options.keep_us) // self.options.bucket_us
-        if release or clock_us == END_TIME_US or self._closed.any_before(oldest_bucket):
-            self.release_late(clock_us)
+        if cold_reads_max is None or clock_us == END_TIME_US:
+            if release or clock_us == END_TIME_US or self._closed.any_before(oldest_bucket):
+                self.release_late(clock_us)
+        elif release or self._closed.any_before(oldest_bucket):
+            self.release_late(clock_us, cold_reads_max if release else 0, oldest_bucket)
         self._expire(clock_us)
         self._settle_cells(clock_us, oldest_bucket)
         self._closed.evict()
@@ -174,20 +185,55 @@ class JoinCore(JoinIntake):
         order = [self._actions.get(name, actions) for name in ("time", "partition", "offset", "row")]
         return first_of_each([which, self._actions.get("identity", actions)], order)
 
-    def release_late(self, clock_us: int) -> None:
-        """Look up the late actions that the clock has passed, each bucket of impressions read once."""
-        self.released_us = max(self.released_us, clock_us)
-        if not self._queue:
-            return
-        slots = np.concatenate(self._queue)
+    def release_late(
+        self, clock_us: int, cold_reads_max: int | None = None, forced_before: int | None = None
+    ) -> None:
+        """Look up the late actions that the clock has passed, each bucket of impressions read once.
+
+        Args:
+            cold_reads_max: see :meth:`step`.
+            forced_before: buckets before this one are read whatever it costs.
+        """
+        before_us, self.released_us = self.released_us, max(self.released_us, clock_us)
+        slots = self._due(clock_us)
+        if cold_reads_max is None:
+            self.deferred = {}
+        else:
+            query, buckets = self._candidates(slots)
+            free = np.array(
+                [number for number in np.unique(buckets) if self._closed.is_hot(number)], np.int64
+            )
+            forced = buckets[:0] if forced_before is None else buckets[buckets < forced_before]
+            waits, wanted = actions_that_wait(query, buckets, free, forced, cold_reads_max)
+            self.deferred = {number: self.deferred.get(number, before_us) for number in wanted.tolist()}
+            slots = self._without(slots, waits)
+        self._look_up(slots)
+
+    def _due(self, clock_us: int) -> Slots:
+        """The late actions that the clock has passed, in the order in which they are looked up, off the queue."""
+        slots = np.concatenate([np.empty(0, np.int64), *self._queue])
         slots = slots[self._actions.alive(slots)]
         due = self._actions.get("wm", slots) < clock_us
         self._queue = [slots[~due]] if not due.all() else []
         slots = slots[due]
+        order = [self._actions.get(name, slots) for name in ("row", "offset", "partition", "wm")]
+        return slots[np.lexsort(order)]
+
+    def _candidates(self, actions: Slots) -> tuple[Array, Array]:
+        """(index, bucket) of what may be the closed impression of each action."""
+        times, hashes = self._actions.get("time", actions), self._actions.get("hash", actions)
+        query, known = self._closed.maybe(hashes, times - self._window_us, times)
+        return query, known // self.options.bucket_us
+
+    def _without(self, slots: Slots, waits: Array) -> Slots:
+        """Put some back into the queue."""
+        if len(waits):
+            self._queue.append(slots[waits])
+        return np.delete(slots, waits)
+
+    def _look_up(self, slots: Slots) -> None:
         if not len(slots):
             return
-        order = [self._actions.get(name, slots) for name in ("row", "offset", "partition", "wm")]
-        slots = slots[np.lexsort(order)]
         query, buckets, at = self._their_impressions(slots)
         if len(query):
             self._give_late(slots[query], buckets, at)
@@ -257,17 +303,11 @@ class JoinCore(JoinIntake):
         self._actions.release(actions)
 
     def _expire(self, clock_us: int) -> None:
-        """Actions whose impression can no longer come."""
+        """Actions whose impression can no longer come, and that were looked up where it had come before them."""
         _, slots = self._actions_by_end.pop_through(clock_us)
         slots = slots[self._actions.alive(slots)]
-        if not len(slots):
-            return
-        slots = np.sort(slots)
-        query, _, _ = self._their_impressions(slots)
-        found = np.zeros(len(slots), bool)
-        found[query] = True
-        self._give_unmatched(slots[found], join_outputs.OUTSIDE_WINDOW)
-        self._give_unmatched(slots[~found], join_outputs.NO_IMPRESSION)
+        if len(slots):
+            self._give_unmatched(np.sort(slots), join_outputs.NO_IMPRESSION)
 
     # --- state --------------------------------------------------------------------------------
 
@@ -288,13 +328,16 @@ class JoinCore(JoinIntake):
                 if len(slots):
                     self._cells.add_rows(self._actions.gather(slots), 0)
 
-    def rebuild(self, clock_us: int, released_us: int, counts: JoinCounts) -> None:
+    def rebuild(
+        self, clock_us: int, released_us: int, counts: JoinCounts, deferred: Mapping[int, int] | None = None
+    ) -> None:
         """Make memory what the state cells say, silently; for a new core, before anything else.
 
         Args:
             clock_us: up to which windows were closed.
             released_us: up to which late actions were looked up.
             counts: as they stood.
+            deferred: see :attr:`deferred`.
 
         Raises:
             StateDoesNotFit: a column's type was changed since, and a value in state is not of the new one.
@@ -310,7 +353,11 @@ class JoinCore(JoinIntake):
         if clock_us != NO_TIME_US:
             self._close(clock_us)
             self._drop_decided()
-            self.release_late(released_us)
+            self.deferred = dict(deferred or {})
+            slots = self._due(released_us)
+            query, buckets = self._candidates(slots)
+            wm = self._actions.get("wm", slots)[query]
+            self._look_up(self._without(slots, actions_that_waited(query, buckets, wm, self.deferred)))
             self._expire(clock_us)
         self.released_us = released_us
         self.take()

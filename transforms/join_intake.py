@@ -51,7 +51,8 @@ class JoinIntake:
 
     Attributes:
         counts: rows so far.
-        released_us: late actions with ``w`` under this have been looked up.
+        released_us: late actions with ``w`` under this have been looked up, but for those that wait for a bucket.
+        deferred: bucket of closed impressions that late actions wait for -> those with ``w`` under this do not.
     """
 
     def __init__(self, schema: ExamplesSchema, cells: CellRing) -> None:
@@ -71,6 +72,7 @@ class JoinIntake:
         self._out = JoinOutputs()
         self.counts = JoinCounts()
         self.released_us = NO_TIME_US
+        self.deferred: dict[int, int] = {}
 
     # --- what an observer asks ----------------------------------------------------------------
 
@@ -198,8 +200,8 @@ class JoinIntake:
             rows, codes, sets = rows.filter(pa.array(good)), codes[good], sets[good]
         columns = {n: rows.column(f"_{n}").to_numpy() for n in ("hash", "time", "wm", *POSITION)}
         time, wm = columns["time"], columns["wm"]
-        # It may be late for its impression iff w has reached the close of the earliest one possible.
-        queued = wm >= time - self._rules.windows_us[codes] + self._window_us
+        # It may be late for an impression iff w has reached the close of the earliest one that is near enough.
+        queued = wm >= time
         identity = action_identities(self.options, rows, time)
         slots = self._actions.append(rows, {**columns, "code": codes, "sets": sets, "identity": identity})
         self._actions_by_hash.add(columns["hash"], slots)

@@ -59,8 +59,9 @@ class JoinOptions:
         state_buckets: state cells in the ring by event time, 4 to 32, default 16. More cells are each
             smaller, so a cold read is cheaper; each costs about a microsecond an element.
         cache_bytes: memory for closed impressions, a shard, default 64 MiB. Past it the longest closed
-            are dropped from memory and read back from state when a late action needs them. Not
-            counted: 21 to 32 bytes a kept impression for the key filter, and what is still open.
+            are dropped from memory and read back from state when late actions need them, one state cell a
+            tick; the actions of other cells wait. Not counted: 21 to 32 bytes a kept impression for the key
+            filter, and what is still open.
         tick_us: how often, by the poller's clock, late actions are looked up together, microseconds,
             default 1 s. Costs their freshness; a shorter one costs reads of state.
         balance_interval_us: how often the balances are reported, microseconds, default 1 s.

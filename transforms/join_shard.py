@@ -23,6 +23,9 @@ from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinCounts, JoinO
 from cuckooflow.transforms.join_state import CellRing, ShardMeta
 from cuckooflow.transforms.warm_up import WarmUp
 
+#: Buckets of closed impressions that a tick reads back from state for late actions; the others' actions wait.
+COLD_READS_OF_A_TICK = 1
+
 
 @dataclass
 class ShardOutputs:
@@ -85,7 +88,7 @@ class JoinShard:
                 self._warm_up.restore(warm_up)
             self._clock = InBandClock.from_bytes(blob)
             counts = JoinCounts(**self._meta.counts)
-            self._core.rebuild(self._meta.clock_us, self._meta.released_us, counts)
+            self._core.rebuild(self._meta.clock_us, self._meta.released_us, counts, self._meta.deferred)
             self.token = self._meta.token
         self._hot_hits, self._cold_reads = self._core.hot_hits, self._core.cold_reads
         self._cold_reads_of_tick = 0
@@ -106,6 +109,11 @@ class JoinShard:
         return self._core.late_queued
 
     @property
+    def late_deferred(self) -> bool:
+        """Whether late actions that are due wait for a later tick."""
+        return bool(self._core.deferred)
+
+    @property
     def cold_reads(self) -> int:
         """Buckets read back from state since memory was made."""
         return self._core.cold_reads
@@ -120,6 +128,7 @@ class JoinShard:
         meta = self._meta
         meta.token = self.token = uuid.uuid4().hex
         meta.released_us = self._core.released_us
+        meta.deferred = dict(self._core.deferred)
         meta.counts = self._core.counts.to_dict()
         meta.cells = self.cells.save()
         blob = self._clock.to_bytes()
@@ -202,7 +211,7 @@ class JoinShard:
                 return ShardOutputs(before, self._meta.polled_us)
             for batch in self._warm_up.end(self._core):
                 self._accept(batch)
-        self._core.step(clock_us, release)
+        self._core.step(clock_us, release, COLD_READS_OF_A_TICK)
         self._meta.clock_us = clock_us
         out = ShardOutputs(
             before.and_then(self._core.take()), self._meta.polled_us, counted=self._looked(release)

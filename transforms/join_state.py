@@ -195,6 +195,7 @@ class ShardMeta:
         token: fresh with every change; memory that carries another is not what state says.
         clock_us: up to which windows were closed.
         released_us: up to which late actions were looked up.
+        deferred: bucket of closed impressions that late actions wait for -> up to where those were looked up.
         sequence: of the next element.
         balance_us: the poller's clock at the last balance record.
         tick_us: the poller's clock at the last look-up of late actions.
@@ -212,6 +213,7 @@ class ShardMeta:
     polled_us: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     cells: dict[str, Any] = field(default_factory=dict)
+    deferred: dict[int, int] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """As JSON."""
@@ -220,7 +222,9 @@ class ShardMeta:
     @classmethod
     def from_bytes(cls, blob: bytes) -> ShardMeta:
         """What :meth:`to_bytes` wrote."""
-        return cls(**json.loads(blob))
+        body = json.loads(blob)
+        deferred = {int(number): us for number, us in body.pop("deferred", {}).items()}
+        return cls(**body, deferred=deferred)
 
 
 @dataclass

@@ -134,7 +134,7 @@ _OF_JOIN = (
         "join_cold_reads_beyond_one_a_tick",
         "counter",
         "reads",
-        "cold reads of a shard past the first between two of its ticks",
+        "cold reads of a shard past the first between two of its ticks: at the end, before a cell is cleared, of keys shown again",
     ),
 )
 _OF_SINKS = (
@@ -178,7 +178,7 @@ _OF_BALANCES = (
         "wall clock less the oldest shard's in-band clock: what closes windows",
     ),
     Metric("join_elements_held", "gauge", "elements", "that wait for one before them"),
-    Metric("join_late_queued", "gauge", "rows", "late actions that wait for the next tick"),
+    Metric("join_late_queued", "gauge", "rows", "late actions that wait for a later tick"),
     Metric(
         "join_hot_bytes",
         "gauge",

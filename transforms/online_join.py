@@ -227,6 +227,8 @@ class _JoinFn(beam.DoFn):
             place.memory = memory = self._memory(place.memory, key, state)
             out = memory.recheck()
             self._write(state, memory)
+            if memory.late_deferred:
+                self._arm(state, memory)
         self._count(out, begin)
         yield from self._tagged(key, out)
 

@@ -27,12 +27,13 @@ from cuckooflow.pipelines.backfill.run_state import (
     end_run,
     fingerprint,
     resume_or_begin,
+    run_file,
     work_folder,
 )
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.options import declared_columns, join_options
-from cuckooflow.pipelines.run import run_batch
-from cuckooflow.transforms.backfill_join import RunTasks
+from cuckooflow.pipelines.run import BatchRuns
+from cuckooflow.transforms.backfill_join import RunMark, RunTasks
 from cuckooflow.transforms.backfill_tasks import (
     BackfillOptions,
     LettersTask,
@@ -77,19 +78,18 @@ ORDER_BYTES = 64 << 20
 Tell = Callable[[str], None]
 
 
-def run_join_backfill(
-    job: JobSpec, request: BackfillRequest, runner: str, beam_args: Sequence[str], tell: Tell
-) -> None:
+def run_join_backfill(job: JobSpec, request: BackfillRequest, batch: BatchRuns, tell: Tell) -> None:
     """Make the days that are asked for, or go on with what a killed run had made of them.
 
     Args:
-        runner: name of a runner in batch mode.
+        batch: runs the phases.
         tell: is given a line for each phase and day.
 
     Raises:
         CuckooflowError: by name.
     """
     with FolderLock(request.out):
+        batch.begin()
         inputs = JobInputs.of(job, request.range_messages)
 
         def begin() -> tuple[dict[str, Any], Layout]:
@@ -102,7 +102,7 @@ def run_join_backfill(
         if resumed:
             tell(f"run={state.run} resumed")
         options = backfill_options(job, request, state)
-        _Backfill(job, request, state, options, inputs, runner, beam_args, tell).run()
+        _Backfill(job, request, state, options, inputs, batch, tell).run()
         end_run(request.out)
 
 
@@ -165,8 +165,7 @@ class _Backfill:
         state: RunState,
         options: BackfillOptions,
         inputs: JobInputs,
-        runner: str,
-        beam_args: Sequence[str],
+        batch: BatchRuns,
         tell: Tell,
     ) -> None:
         self._job = job
@@ -174,8 +173,8 @@ class _Backfill:
         self._state = state
         self._options = options
         self._inputs = inputs
-        self._runner = runner
-        self._beam_args = beam_args
+        self._batch = batch
+        self._mark = RunMark(run_file(request.out), state.run)
         self._tell = tell
         self._work = work_folder(request.out)
 
@@ -203,10 +202,8 @@ class _Backfill:
         left = [task for task in tasks if task.done not in done]
         started = time.monotonic()
         if left:
-            run_batch(
-                lambda pipeline: pipeline | phase >> RunTasks(left, self._options),
-                self._runner,
-                self._beam_args,
+            self._batch.run(
+                phase, lambda pipeline: pipeline | phase >> RunTasks(left, self._options, self._mark)
             )
         took = time.monotonic() - started
         self._tell(

@@ -63,7 +63,7 @@ def resume_or_begin(
         BackfillBusy: another request was begun here and did not end.
     """
     work = work_folder(out)
-    blob = read_whole(posixpath.join(work, _RUN))
+    blob = read_whole(run_file(out))
     if blob is not None and not restart:
         body = json.loads(blob)
         state = RunState(**{**body, "layout": Layout(**body["layout"])})
@@ -76,14 +76,19 @@ def resume_or_begin(
     remove(work)
     listing, layout = begin()
     state = RunState(uuid.uuid4().hex[:12], asked, listing, layout)
-    write_whole(posixpath.join(work, _RUN), json.dumps(asdict(state)).encode())
+    write_whole(run_file(out), json.dumps(asdict(state)).encode())
     return state, False
 
 
 def end_run(out: str) -> None:
     """Every day is whole: forget how they came to be."""
-    remove(posixpath.join(work_folder(out), _RUN))
+    remove(run_file(out))
     remove(work_folder(out))
+
+
+def run_file(out: str) -> str:
+    """Where the state of the run lies while it goes on."""
+    return posixpath.join(work_folder(out), _RUN)
 
 
 def work_folder(out: str) -> str:

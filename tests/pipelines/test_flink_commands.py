@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 
-from cuckooflow.errors import FlinkJobNotFound, FlinkRefused, FlinkUnavailable
+from cuckooflow.errors import (
+    FlinkJobNotFound,
+    FlinkRefused,
+    FlinkUnavailable,
+    MarkMismatch,
+    SpecError,
+    WorkerRefused,
+    named_in,
+)
+from cuckooflow.pipelines.flink_batch import FlinkBatch
+from cuckooflow.runners.cluster import ClusterAddresses
 from cuckooflow.runners.cluster.ports import free_port
 from cuckooflow.runners.flink_rest import FlinkRest
 
@@ -154,3 +164,28 @@ def test_errors_are_told_apart(answers: Any) -> None:
         rest.configuration()
     with pytest.raises(FlinkUnavailable, match="is the JobManager up"):
         FlinkRest(f"http://127.0.0.1:{free_port()}").jobs()
+
+
+def test_a_workers_error_is_known_again_in_what_flink_tells_of_it():
+    told = (
+        "java.util.concurrent.ExecutionException: java.lang.RuntimeException: Error received from SDK harness for "
+        "instruction 4: Traceback (most recent call last):\n"
+        '  File "worker.py", line 1, in process\n'
+        "ValueError: 3\n\nDuring handling of the above exception, another exception occurred:\n\n"
+        "cuckooflow.errors.MarkMismatch: expected (1, 0), received (2, 0) [while running 'scan/Run']\n"
+    )
+    found = named_in(told)
+    assert type(found) is MarkMismatch
+    assert str(found) == "expected (1, 0), received (2, 0)"
+    refused = named_in("java.lang.Exception: WorkerRefused: expected a job of this build\n\tat x.Y(Z)")
+    assert (type(refused), str(refused)) == (WorkerRefused, "expected a job of this build")
+    assert named_in("java.lang.Exception: TaskManager lost\nNotAnError: no") is None
+
+
+def test_a_backfill_on_flink_needs_a_cluster_and_an_end(tmp_path):
+    rest = FlinkRest("http://localhost:1")
+    with pytest.raises(SpecError, match="job server None, worker pool None"):
+        FlinkBatch("b", str(tmp_path), ClusterAddresses(), rest, [])
+    known = ClusterAddresses(job_endpoint="localhost:1", worker_pool="localhost:2")
+    with pytest.raises(SpecError, match="expected a pipeline that ends"):
+        FlinkBatch("b", str(tmp_path), known, rest, ["--streaming"])

@@ -41,7 +41,8 @@ OPTIONS = JoinOptions(
 class Shard:
     """A core over list bags, its clock, and everything that it gave out."""
 
-    def __init__(self, options: JoinOptions) -> None:
+    def __init__(self, options: JoinOptions, cold_reads_max: int | None = None) -> None:
+        self.cold_reads_max = cold_reads_max
         self.schema = ExamplesSchema(options, IMPRESSION_COLUMNS, ACTION_COLUMNS)
         self.bags = [ListBag() for _ in range(options.state_buckets)]
         self.overflow = ListBag()
@@ -59,7 +60,7 @@ class Shard:
         self.ring = ring
         self.core = new_core(self.schema, ring)
         counts = JoinCounts(**old.counts.to_dict())
-        self.core.rebuild(self.clock.clock_us(), old.released_us, counts)
+        self.core.rebuild(self.clock.clock_us(), old.released_us, counts, old.deferred)
         assert self.core.impressions_waiting == old.impressions_waiting
         assert self.core.actions_waiting == old.actions_waiting
         assert self.core.late_queued == old.late_queued
@@ -68,7 +69,7 @@ class Shard:
         for batch, _ in self.clock.accept(element):
             self.core.accept(batch, self.sequence)
             self.sequence += 1
-        self.core.step(self.clock.clock_us(), release)
+        self.core.step(self.clock.clock_us(), release, self.cold_reads_max)
         out = self.core.take()
         for name in ("examples", "late", "unmatched", "dead"):
             getattr(self.outputs, name).extend(getattr(out, name))
@@ -241,9 +242,9 @@ def arrivals(draw: st.DrawFn, spread: int = 90, reuse: bool = True) -> list[list
 def play(
     polls: list[list[dict]], options: JoinOptions, seed: int, rebuilds: bool, collide: bool = False
 ) -> tuple[Shard, pa.Table]:
-    """Feed the polls; look-ups of late actions and rebuilds at random places."""
+    """Feed the polls; look-ups of late actions and rebuilds at random places, with and without a bound on reads."""
     chance = random.Random(seed)
-    shard = Shard(options)
+    shard = Shard(options, chance.choice([None, 0, 1]))
     feed = ElementFeed(
         IMPRESSION_COLUMNS, ACTION_COLUMNS, ("k", "n"), {IMPRESSIONS: 2, ACTIONS: 2}, max_skew_us=SKEW_US
     )
@@ -324,7 +325,7 @@ def test_eager_survives_the_loss_of_its_memory(polls, seed, small_cache):
     options = replace(OPTIONS, emit="eager", cache_bytes=1 if small_cache else 1 << 20)
     kept, _ = play(polls, options, seed, rebuilds=False)
     chance = random.Random(seed)
-    lost = Shard(options)
+    lost = Shard(options, chance.choice([None, 0, 1]))
     feed = ElementFeed(
         IMPRESSION_COLUMNS, ACTION_COLUMNS, ("k", "n"), {IMPRESSIONS: 2, ACTIONS: 2}, max_skew_us=SKEW_US
     )

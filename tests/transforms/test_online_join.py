@@ -17,10 +17,11 @@ from cuckooflow.errors import ChainOverflow, SpecError
 from cuckooflow.transforms import online_join
 from cuckooflow.transforms.balances import imbalances, totals
 from cuckooflow.transforms.coders import Keyed
+from cuckooflow.transforms.cold_reads import actions_that_wait, actions_that_waited
 from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS
 from cuckooflow.transforms.join_options import JoinOptions, Label
 from cuckooflow.transforms.join_outputs import ExamplesSchema
-from cuckooflow.transforms.join_shard import JoinShard
+from cuckooflow.transforms.join_shard import JoinShard, ShardOutputs
 from cuckooflow.transforms.join_state import HOT_TIER, CellRing, ListBag
 from cuckooflow.transforms.join_testing import Collect, ElementFeed
 from cuckooflow.transforms.negative_sampling import NegativeSampling, _CountFn, kept_negatives, sample_late
@@ -342,34 +343,103 @@ def test_columns_that_do_not_go_together_are_refused_when_the_pipeline_is_built(
         OnlineJoin(OPTIONS, "j", pa.schema([("label_click", pa.int8())]), pa.schema([("k", pa.int64())]))
 
 
-def test_cold_reads_past_one_a_tick_are_counted():
-    """Late actions for two buckets that are not in memory, in one tick and in two."""
-    options = replace(OPTIONS, cache_bytes=1, late_horizon_us=10_000, max_lead_us=0, num_shards=1, tick_us=10)
-    schema = ExamplesSchema(options, IMPRESSION_COLUMNS, ACTION_COLUMNS)
+# --- cold reads -----------------------------------------------------------------------------
 
-    def reads(ticks: list[list[int]]) -> tuple[int, int, int]:
-        shard = JoinShard(
-            0, schema, CellRing([ListBag() for _ in range(64)], ListBag(), options.bucket_us), None
-        )
-        feed = ElementFeed(IMPRESSION_COLUMNS, ACTION_COLUMNS, ("k",))
-        counted: dict[str, int] = defaultdict(int)
+BUCKETS = 6
+LATE_OF_A_BUCKET = 20
+COLD = replace(OPTIONS, cache_bytes=1, late_horizon_us=10_000, max_lead_us=0, tick_us=10)
 
-        def take(element: pa.RecordBatch) -> None:
-            for name, by in shard.accept(element).counted.items():
-                counted[name] += by
 
-        take(feed.poll([impression(n * options.bucket_us, n) for n in (0, 1)])[0])
-        now_us = 3 * options.bucket_us
-        take(feed.advance(now_us, 100)[0])
-        ticks_before = counted["join_ticks"]
-        for tick, keys in enumerate(ticks, 1):
-            take(feed.poll([action(key * options.bucket_us + 5, key, "like") for key in keys], 100 + tick)[0])
-            take(feed.advance(now_us + tick, 100 + 100 * tick)[0])
-        return (
-            counted["join_cold_reads"],
-            counted["join_cold_reads_beyond_one_a_tick"],
-            counted["join_ticks"] - ticks_before,
-        )
+def closed_and_then_late(num_shards: int) -> tuple[ElementFeed, list[dict[int, pa.RecordBatch]]]:
+    """Impressions of several buckets, all closed; then, at once, late actions on all of them, mixed."""
+    feed = ElementFeed(IMPRESSION_COLUMNS, ACTION_COLUMNS, ("k",), num_shards=num_shards)
+    keys = range(BUCKETS * LATE_OF_A_BUCKET)
+    times = {key: key % BUCKETS * COLD.bucket_us for key in keys}
+    shown = feed.poll([impression(times[key], key) for key in sorted(keys, key=times.__getitem__)])
+    closed = feed.advance(BUCKETS * COLD.bucket_us + COLD.window_us, 100)
+    late = feed.poll([action(times[key] + 5, key, "like") for key in keys], 101)
+    return feed, [shown, closed, late]
 
-    assert reads([[0], [1]]) == (2, 0, 2)
-    assert reads([[0, 1]]) == (2, 1, 1)
+
+def test_a_tick_reads_one_bucket_and_the_other_late_actions_wait_in_their_order():
+    schema = ExamplesSchema(replace(COLD, num_shards=1), IMPRESSION_COLUMNS, ACTION_COLUMNS)
+    bags = [ListBag() for _ in range(COLD.state_buckets)]
+    overflow = ListBag()
+    shard = JoinShard(0, schema, CellRing(bags, overflow, COLD.bucket_us), None)
+    feed, polls = closed_and_then_late(1)
+    sums: dict[str, int] = defaultdict(int)
+    given: list[list[int]] = []
+
+    def counted(out: ShardOutputs) -> dict[str, int]:
+        for name, by in out.counted.items():
+            sums[name] += by
+        given.append([r["k"] for batch in out.rows.late for r in batch.to_pylist()])
+        for record in out.balances:
+            assert imbalances({"join": record["counts"]}) == []
+            assert record["counts"]["actions_waiting"] == record["figures"]["join_late_queued"]
+        return out.counted
+
+    for poll in polls:
+        counted(shard.accept(poll[0]))
+    assert (sums["join_cold_reads"], shard.late_queued) == (0, BUCKETS * LATE_OF_A_BUCKET)
+    now_us = BUCKETS * COLD.bucket_us + COLD.window_us
+    for tick in range(1, BUCKETS + 1):
+        if tick == 3:  # memory is lost, and what waits is still what waited
+            saved = shard.save()
+            shard = JoinShard(0, schema, CellRing(bags, overflow, COLD.bucket_us), saved)
+            assert shard.late_queued == (BUCKETS - 2) * LATE_OF_A_BUCKET
+        # Half of the ticks come with an element, half with the timer that fires when the input pauses.
+        quiet = tick % 2 == 0
+        out = shard.recheck() if quiet else shard.accept(feed.advance(now_us + tick, 100 + 100 * tick)[0])
+        assert counted(out)["join_cold_reads"] <= out.counted["join_ticks"] == 1
+        assert shard.late_queued == (BUCKETS - tick) * LATE_OF_A_BUCKET
+        assert shard.late_deferred == (tick < BUCKETS)
+    assert given[len(polls) :] == [
+        [key for key in range(BUCKETS * LATE_OF_A_BUCKET) if key % BUCKETS == bucket]
+        for bucket in range(BUCKETS)
+    ]
+    # A rebuild takes all buckets back into memory at once, which a tick then need not do.
+    assert BUCKETS // 2 <= sums["join_cold_reads"] <= BUCKETS <= sums["join_ticks"]
+    assert sums["join_cold_reads_beyond_one_a_tick"] == 0
+
+
+def test_late_actions_that_wait_for_a_bucket_are_looked_up_while_the_input_pauses():
+    feed, polls = closed_and_then_late(SHARDS)
+    after = feed.advance(
+        BUCKETS * COLD.bucket_us + COLD.window_us + 1, 102
+    )  # before a tick; then nothing comes
+    found = run(elements(*polls, after), options=COLD)
+    assert sorted(r["k"] for r in rows(found["late"])) == list(range(BUCKETS * LATE_OF_A_BUCKET))
+    assert totals(found["balances"])["join"]["actions_waiting"] == 0
+
+
+def test_what_is_about_to_be_cleared_is_read_at_once_and_counted_beyond_one_a_tick():
+    schema = ExamplesSchema(replace(COLD, num_shards=1), IMPRESSION_COLUMNS, ACTION_COLUMNS)
+    ring = CellRing([ListBag() for _ in range(COLD.state_buckets)], ListBag(), COLD.bucket_us)
+    shard = JoinShard(0, schema, ring, None)
+    feed, polls = closed_and_then_late(1)
+    for poll in polls:
+        shard.accept(poll[0])
+    out = shard.accept(feed.advance(3 * BUCKETS * COLD.bucket_us + COLD.keep_us, 102)[0])  # before a tick
+    assert sum(batch.num_rows for batch in out.rows.late) == BUCKETS * LATE_OF_A_BUCKET
+    assert out.counted["join_ticks"] == 0
+    assert out.counted["join_cold_reads"] == BUCKETS
+    assert out.counted["join_cold_reads_beyond_one_a_tick"] == BUCKETS - 1
+
+
+def test_an_action_whose_hash_two_buckets_have_waits_for_neither_half():
+    query, buckets = np.array([0, 1, 1, 2, 3]), np.array([4, 5, 6, 6, 7])
+    none = np.empty(0, np.int64)
+
+    def waits(free=none, forced=none, reads_max: int = 1) -> tuple[list[int], list[int]]:
+        found = actions_that_wait(query, buckets, free, forced, reads_max)
+        return found[0].tolist(), found[1].tolist()
+
+    assert waits() == ([1, 2, 3], [5, 6, 7])
+    assert waits(free=np.array([4])) == ([3], [7])  # one action, its two buckets, and who wants one of them
+    assert waits(free=np.array([4]), forced=np.array([6])) == ([3], [7])
+    assert waits(forced=np.array([4])) == ([1, 2, 3], [5, 6, 7])  # the forced one is the one
+    assert waits(free=np.array([6]), reads_max=0) == ([0, 1, 3], [4, 5, 7])
+    wm = np.array([10, 20, 20, 30, 40])
+    assert actions_that_waited(query, buckets, wm, {6: 30, 7: 40}).tolist() == [2, 3]
+    assert actions_that_waited(query, buckets, wm, {}).tolist() == []

@@ -23,6 +23,7 @@ from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.pipelines.backfill.join import run_join_backfill
 from cuckooflow.pipelines.backfill.request import BackfillRequest
 from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.run import BatchRuns, DirectBatch
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.transforms.day_files import KINDS, read_day, whole_days
 from cuckooflow.transforms.sinks import json_lines
@@ -236,11 +237,18 @@ def day_rows() -> Callable[..., Counter[str]]:
 def backfill() -> Callable[..., str]:
     """Runs the backfill of some days to its end, in this process; what it told."""
 
-    def join(spec: Path, out: Path, first: str = DAYS[0], until: str = DAYS[1], **more: object) -> str:
+    def join(
+        spec: Path,
+        out: Path,
+        first: str = DAYS[0],
+        until: str = DAYS[1],
+        batch: BatchRuns | None = None,
+        **more: object,
+    ) -> str:
         told: list[str] = []
         days = (date.fromisoformat(first), date.fromisoformat(until))
         request = BackfillRequest(*days, str(out), **more)
-        run_join_backfill(load_spec(spec), request, "direct", [], told.append)
+        run_join_backfill(load_spec(spec), request, batch or DirectBatch(), told.append)
         return "\n".join(told)
 
     return join
