@@ -15,7 +15,7 @@ from cuckooflow.pipelines.messages import message_format
 from cuckooflow.transforms.columns import Column, EventSchema
 from cuckooflow.transforms.in_band import ROW_COLUMNS
 from cuckooflow.transforms.join_options import JoinOptions, Label
-from cuckooflow.transforms.poll_core import PollOptions
+from cuckooflow.transforms.poll_options import PollOptions
 from cuckooflow.transforms.snapshot_publisher import SnapshotOptions
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_rows import Correction, LateLabels

@@ -12,6 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow as pa
+
 from cuckooflow.errors import SpecError
 from cuckooflow.transforms.in_band import LOG_NAMES
 from cuckooflow.transforms.join_options import JoinOptions
@@ -60,6 +63,21 @@ class HandOver:
                 f"expected the join that was backfilled (window us, late horizon us, key) = {theirs}, received "
                 f"{mine}; hand over to the job spec of the backfill"
             )
+
+    def not_backfilled(
+        self, rows: pa.RecordBatch, dead: pa.RecordBatch, watermark_us: int, max_skew_us: int
+    ) -> pa.RecordBatch:
+        """Those of a partition's refused messages before which its watermark had reached the hand-over.
+
+        Args:
+            rows, dead: parsed and refused ones of the same messages, each in order.
+            watermark_us: the partition's before them.
+            max_skew_us: see :class:`~cuckooflow.transforms.poll_options.PollOptions`.
+        """
+        latest = np.maximum.accumulate(rows.column("_time").to_numpy()) - max_skew_us
+        before = np.maximum(np.concatenate(([watermark_us], latest)), watermark_us)
+        at = np.searchsorted(rows.column("_offset").to_numpy(), dead.column("offset").to_numpy())
+        return dead.filter(pa.array(before[at] >= self.at_us))
 
     def to_bytes(self) -> bytes:
         """As JSON."""

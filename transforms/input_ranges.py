@@ -13,7 +13,7 @@ from cuckooflow.errors import LogError
 from cuckooflow.logs.contract import LogReader
 from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.parse import Parsed, parse_messages
-from cuckooflow.transforms.poll_core import PollSource
+from cuckooflow.transforms.poll_sources import PollSource
 
 #: A range of a log holds about so many bytes at most, default 64 MiB: a task of the first pass.
 RANGE_BYTES = 64 << 20

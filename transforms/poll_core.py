@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cuckooflow.errors import LogError, SpecError
+from cuckooflow.errors import LogError
 from cuckooflow.logs.contract import LogReader, OnceReader
 from cuckooflow.transforms.balances import SOURCE, balance_figures, balance_records
-from cuckooflow.transforms.columns import EventSchema
 from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.in_band import (
     ACTIONS,
@@ -35,9 +34,10 @@ from cuckooflow.transforms.log_watch import LogWatch
 from cuckooflow.transforms.once_inputs import check_once, labelled, take_receipts
 from cuckooflow.transforms.parse import parse_messages
 from cuckooflow.transforms.poll_elements import Element, shard_elements
+from cuckooflow.transforms.poll_heartbeats import Heartbeats
 from cuckooflow.transforms.poll_options import PollOptions
+from cuckooflow.transforms.poll_sources import PollSource, check_together
 from cuckooflow.transforms.poll_state import PartitionState
-from cuckooflow.transforms.quiet import pause_us
 from cuckooflow.transforms.replay_pace import ReplayPace
 from cuckooflow.transforms.source_counts import SourceCounts
 from cuckooflow.transforms.source_figures import source_figures
@@ -50,14 +50,6 @@ I64 = npt.NDArray[np.int64]
 _SHARE_BYTES_MIN = 1 << 20
 #: A call that takes less says nothing of its broker, however soon a partition is idle.
 _SLOW_US_MIN = 250_000
-
-
-@dataclass(frozen=True)
-class PollSource:
-    """A log and the shape of its rows."""
-
-    reader: LogReader
-    schema: EventSchema
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ class PollCore:
         state: bytes | None = None,
         hand_over: HandOver | None = None,
     ) -> None:
-        _check_together(impressions.schema, actions.schema)
+        check_together(impressions.schema, actions.schema)
         options = options or PollOptions()
         for source in (impressions, actions):
             check_once(source.reader, options, hand_over)
@@ -127,8 +119,7 @@ class PollCore:
             )
             for log, source in self._sources.items()
         }
-        self._last_element_us: int | None = None
-        self._last_rows_us: int | None = None
+        self._heartbeats = Heartbeats(options)
         self._figures_told_us: int | None = None
         self._turn = 0
         self._idle: list[PartitionState] = []  # as this poll found
@@ -201,8 +192,8 @@ class PollCore:
                 dead.append(letters)
         # Not with every poll: an idle job would send elements without rows all the time.
         if any(parts.values()):
-            self._last_rows_us = now_us
-        if not self._is_doubtful() and (any(parts.values()) or self._is_element_due(now_us)):
+            self._heartbeats.note_rows(now_us)
+        if not self._is_doubtful() and (any(parts.values()) or self._heartbeats.is_due(now_us)):
             for now in self._idle:
                 now.watermark_us = max(now.watermark_us, now_us - self.options.max_skew_us)
         links = self._links()
@@ -229,7 +220,7 @@ class PollCore:
         body = {
             "incarnations": list(self._incarnations.items()),
             "num_shards": self.options.num_shards,
-            "last_element_us": self._last_element_us,
+            "last_element_us": self._heartbeats.spoken_us,
             "partitions": PartitionState.dump(self._partitions),
             "counts": self._read_counts.counts,
             "once": {log: reader.state() for log, reader in self._once.items()},
@@ -291,7 +282,7 @@ class PollCore:
                 f"expected num_shards {body['num_shards']}, received {self.options.num_shards}: it is fixed "
                 "for the life of a job"
             )
-        self._last_element_us = body["last_element_us"]
+        self._heartbeats = Heartbeats(self.options, body["last_element_us"])
         self._read_counts = SourceCounts(self.options.balance_interval_us, body["counts"])
         found = PartitionState.load(body["partitions"])
         for log, once in self._once.items():
@@ -355,7 +346,7 @@ class PollCore:
         )
         rows, dead = parsed.rows, parsed.dead
         if self._hand_over is not None and dead.num_rows:
-            dead = self._not_backfilled(rows, dead, now.watermark_us, self._hand_over.at_us)
+            dead = self._hand_over.not_backfilled(rows, dead, now.watermark_us, self.options.max_skew_us)
         self._read_counts.add(log, len(batch), parsed)
         if batch.labels is not None:
             rows, dead = labelled(rows, "_offset", batch), labelled(dead, "offset", batch)
@@ -383,15 +374,6 @@ class PollCore:
                 pace.hold((log, partition), batch, offsets, times_us)
         pace.begin(now_us)
 
-    def _not_backfilled(
-        self, rows: pa.RecordBatch, dead: pa.RecordBatch, watermark_us: int, at_us: int
-    ) -> pa.RecordBatch:
-        """Refused messages before which the partition's watermark had reached the hand-over."""
-        latest = np.maximum.accumulate(rows.column("_time").to_numpy()) - self.options.max_skew_us
-        before = np.maximum(np.concatenate(([watermark_us], latest)), watermark_us)
-        at = np.searchsorted(rows.column("_offset").to_numpy(), dead.column("offset").to_numpy())
-        return dead.filter(pa.array(before[at] >= at_us))
-
     def _is_doubtful(self) -> bool:
         return any(watch.is_doubtful for watch in self._watches.values())
 
@@ -406,15 +388,6 @@ class PollCore:
     def _is_idle(self, now: PartitionState, now_us: int) -> bool:
         since_us = now.idle_since_us
         return self.options.live and since_us is not None and now_us - since_us >= self.options.idle_after_us
-
-    def _is_element_due(self, now_us: int) -> bool:
-        told_us = self._last_element_us
-        if self._last_rows_us is None:
-            self._last_rows_us = now_us
-        every_us = pause_us(
-            now_us - self._last_rows_us, self.options.heartbeat_us, self.options.heartbeat_max_us
-        )
-        return told_us is None or now_us - told_us >= every_us
 
     def _links(self) -> tuple[Link, ...]:
         """Links of the partitions with news since their last link; the same ones go to every shard."""
@@ -440,24 +413,8 @@ class PollCore:
     def _elements(
         self, parts: Mapping[int, list[pa.RecordBatch]], links: tuple[Link, ...], now_us: int
     ) -> list[Element]:
-        if not any(parts.values()) and not links and not self._is_element_due(now_us):
+        if not any(parts.values()) and not links and not self._heartbeats.is_due(now_us):
             return []
-        self._last_element_us = now_us
+        self._heartbeats.spoken_us = now_us
         # A copy: elements wait for their turn, and the log may get more partitions meanwhile.
         return shard_elements(parts, Header(links, dict(self._counts), now_us), self.options.num_shards)
-
-
-def _check_together(impressions: EventSchema, actions: EventSchema) -> None:
-    """Both logs' rows travel in one batch: columns of one name have one type."""
-    if impressions.key != actions.key:
-        raise SpecError(f"expected one join key, received {impressions.key} and {actions.key}")
-    if actions.action_type is None:
-        raise SpecError("expected the actions' schema to name its action_type column, received none")
-    both = set(impressions.row_schema.names) & set(actions.row_schema.names)
-    for name in sorted(both):
-        a, b = impressions.row_schema.field(name).type, actions.row_schema.field(name).type
-        if a != b:
-            raise SpecError(
-                f"expected column {name!r} to have one type in both logs, received {a} in impressions and "
-                f"{b} in actions; rename it in one of them"
-            )

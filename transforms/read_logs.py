@@ -17,7 +17,9 @@ from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransfo
 from cuckooflow.transforms.given_poller import GivenPoller
 from cuckooflow.transforms.hand_over import HandOver
 from cuckooflow.transforms.in_band import ACTIONS, IMPRESSIONS
-from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
+from cuckooflow.transforms.poll_core import PollCore
+from cuckooflow.transforms.poll_options import PollOptions
+from cuckooflow.transforms.poll_sources import PollSource
 from cuckooflow.transforms.replay_bound import ReplayBound
 
 
