@@ -11,6 +11,9 @@ from cuckooflow.models.base import Lookup, Model, distinct
 from cuckooflow.transforms.log_rows import Piece
 from cuckooflow.transforms.training_rows import TrainingRows
 
+#: The distinct ids of rows, their parameters by table, and the dense parameters.
+Pulled = tuple[Lookup, dict[str, Floats], dict[str, Floats]]
+
 
 @dataclass(frozen=True)
 class _Ahead:
@@ -18,8 +21,7 @@ class _Ahead:
 
     first: Position
     last: Position
-    lookup: Lookup
-    pulled: Future[tuple[dict[str, Floats], dict[str, Floats]]]
+    pulled: Future[Pulled]
 
 
 class RowsAhead:
@@ -40,19 +42,20 @@ class RowsAhead:
         """Begin to fetch what the next piece, if there is one, will need."""
         if self._executor is None or piece is None or piece.rows is None:
             return
-        lookup = distinct(piece.rows.encoded)
-        pulled = self._executor.submit(self._store.pull, self._model.wanted(lookup))
-        self._ahead = _Ahead(piece.first, piece.last, lookup, pulled)
+        self._ahead = _Ahead(piece.first, piece.last, self._executor.submit(self._pull, piece.rows))
 
-    def pulled(self, piece: Piece[TrainingRows]) -> tuple[Lookup, dict[str, Floats], dict[str, Floats]]:
-        """The distinct ids of a piece that has rows, their rows by table, and the dense parameters."""
+    def pulled(self, piece: Piece[TrainingRows]) -> Pulled:
+        """What a piece that has rows needs of the store."""
         assert piece.rows is not None
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            tables, dense = ahead.pulled.result()
+            found = ahead.pulled.result()
             if (ahead.first, ahead.last) == (piece.first, piece.last):
-                return ahead.lookup, tables, dense
-        lookup = distinct(piece.rows.encoded)
+                return found
+        return self._pull(piece.rows)
+
+    def _pull(self, rows: TrainingRows) -> Pulled:
+        lookup = distinct(rows.encoded)
         tables, dense = self._store.pull(self._model.wanted(lookup))
         return lookup, tables, dense
 

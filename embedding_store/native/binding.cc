@@ -2,10 +2,14 @@
 // batch work. Arguments are checked by the Python side; no exception crosses the binding.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "core_binding.h"
+#include "distinct_rows.h"
 #include "hash_index.h"
 #include "hashing.h"
 
@@ -42,6 +46,42 @@ py::array_t<uint64_t> hash_ints(const Array<uint64_t>& values, uint64_t seed) {
 template <typename T>
 py::array_t<T> copied(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple distinct_ids(const Array<uint64_t>& places, const std::optional<Array<float>>& weights) {
+  const int64_t n = places.size();
+  py::array_t<uint64_t> ids(n);
+  py::array_t<int32_t> inverse(n);
+  py::array_t<uint32_t> counts(n);
+  int64_t found = 0;
+  {
+    const float* w = weights ? weights->data() : nullptr;
+    uint64_t* i = ids.mutable_data();
+    int32_t* to = inverse.mutable_data();
+    uint32_t* c = counts.mutable_data();
+    py::gil_scoped_release release;
+    found = cuckooflow::distinct_ids(places.data(), w, n, i, to, c);
+  }
+  ids.resize({found});
+  counts.resize({found});
+  return py::make_tuple(ids, inverse, counts);
+}
+
+void take_rows(const Array<float>& rows, const Array<int32_t>& inverse, py::array_t<float>& out) {
+  const int64_t dim = rows.shape(1);
+  float* o = out.mutable_data();
+  py::gil_scoped_release release;
+  cuckooflow::take_rows(rows.data(), dim, inverse.data(), inverse.size(), o);
+}
+
+py::array_t<float> add_rows(const Array<float>& gradients, const Array<int32_t>& inverse, int64_t rows) {
+  const int64_t dim = gradients.shape(gradients.ndim() - 1);
+  py::array_t<float> sums({rows, dim});
+  float* s = sums.mutable_data();
+  py::gil_scoped_release release;
+  std::fill(s, s + rows * dim, 0.0F);
+  cuckooflow::add_rows(gradients.data(), dim, inverse.data(), inverse.size(), s);
+  return sums;
 }
 
 void bind_hash_index(py::module_* m) {
@@ -85,6 +125,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("hash_strings32", &hash_strings<int32_t>);
   m.def("hash_strings64", &hash_strings<int64_t>);
   m.def("hash_ints", &hash_ints);
+  m.def("distinct_ids", &distinct_ids);
+  m.def("take_rows", &take_rows);
+  m.def("add_rows", &add_rows);
   bind_hash_index(&m);
   cuckooflow::bind_core(m);
 }

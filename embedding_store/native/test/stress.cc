@@ -21,7 +21,8 @@
 
 namespace cuckooflow {
 
-void stress_hash_index(uint64_t seed);  // hash_index_stress.cc
+void stress_hash_index(uint64_t seed);     // hash_index_stress.cc
+void stress_distinct_rows(uint64_t seed);  // distinct_rows_stress.cc
 
 namespace {
 
@@ -467,6 +468,8 @@ int main(int argc, char** argv) {
   std::printf("stress: seed %llu\n", static_cast<unsigned long long>(seed));
   cuckooflow::stress_hash_index(seed);
   std::puts("stress: the index of hashes equals a multimap");
+  cuckooflow::stress_distinct_rows(seed);
+  std::puts("stress: distinct ids, their rows and sums are those of plain loops");
   cuckooflow::Differential(seed).run(150);
   std::puts("stress: operations equal those on maps");
   cuckooflow::Concurrent(seed).run();

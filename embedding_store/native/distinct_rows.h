@@ -1,0 +1,96 @@
+// A batch's distinct ids, their rows at every place of the batch, and gradients of places summed by id: what
+// a training step does around its arithmetic. All are memory-bound loops over rows of a few floats.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "hashing.h"
+
+namespace cuckooflow {
+
+// `ids`: room for n, of which the answer tells how many were filled, in the order of their first place.
+// `inverse`: for each place the number of its id; `counts`: how often each occurred. Places whose weight is 0
+// are left out, with inverse 0; null weights: none are.
+inline int64_t distinct_ids(const uint64_t* places, const float* weights, int64_t n, uint64_t* ids,
+                            int32_t* inverse, uint32_t* counts) {
+  constexpr int64_t kAhead = 16;
+  constexpr uint32_t kFree = 0xffffffffU;
+  int shift = 63;  // half full at most
+  while (shift > 1 && (uint64_t{1} << (64 - shift)) < static_cast<uint64_t>(n) * 2) --shift;
+  const uint64_t mask = (uint64_t{1} << (64 - shift)) - 1;
+  std::vector<uint32_t> table(mask + 1, kFree);
+  uint32_t found = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) __builtin_prefetch(&table[mix64(places[i + kAhead]) >> shift], 1);
+    if (weights != nullptr && weights[i] == 0) {
+      inverse[i] = 0;
+      continue;
+    }
+    uint64_t at = mix64(places[i]) >> shift;
+    while (table[at] != kFree && ids[table[at]] != places[i]) at = (at + 1) & mask;
+    if (table[at] == kFree) {
+      table[at] = found;
+      ids[found] = places[i];
+      counts[found++] = 0;
+    }
+    inverse[i] = static_cast<int32_t>(table[at]);
+    ++counts[table[at]];
+  }
+  return found;
+}
+
+namespace distinct_rows {
+
+// Dim known at compile time for the usual ones, so that a row is a few vector moves; 0: any.
+template <int kDim>
+void take(const float* rows, int64_t dim, const int32_t* inverse, int64_t n, float* out) {
+  constexpr int64_t kAhead = 8;
+  const int64_t width = kDim > 0 ? kDim : dim;
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) __builtin_prefetch(rows + inverse[i + kAhead] * width);
+    std::memcpy(out + i * width, rows + inverse[i] * width, sizeof(float) * width);
+  }
+}
+
+template <int kDim>
+void add(const float* gradients, int64_t dim, const int32_t* inverse, int64_t n, float* sums) {
+  constexpr int64_t kAhead = 8;
+  const int64_t width = kDim > 0 ? kDim : dim;
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) __builtin_prefetch(sums + inverse[i + kAhead] * width, 1);
+    float* to = sums + inverse[i] * width;
+    const float* from = gradients + i * width;
+    for (int64_t k = 0; k < width; ++k) to[k] += from[k];
+  }
+}
+
+}  // namespace distinct_rows
+
+// out[i] = rows[inverse[i]].
+inline void take_rows(const float* rows, int64_t dim, const int32_t* inverse, int64_t n, float* out) {
+  using distinct_rows::take;
+  const auto of_dim = dim == 1    ? take<1>
+                      : dim == 8  ? take<8>
+                      : dim == 16 ? take<16>
+                      : dim == 32 ? take<32>
+                      : dim == 64 ? take<64>
+                                  : take<0>;
+  of_dim(rows, dim, inverse, n, out);
+}
+
+// sums[inverse[i]] += gradients[i], in the order of i.
+inline void add_rows(const float* gradients, int64_t dim, const int32_t* inverse, int64_t n, float* sums) {
+  using distinct_rows::add;
+  const auto of_dim = dim == 1    ? add<1>
+                      : dim == 8  ? add<8>
+                      : dim == 16 ? add<16>
+                      : dim == 32 ? add<32>
+                      : dim == 64 ? add<64>
+                                  : add<0>;
+  of_dim(gradients, dim, inverse, n, sums);
+}
+
+}  // namespace cuckooflow
