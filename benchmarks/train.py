@@ -3,7 +3,7 @@
     python -m benchmarks.train --json          some minutes
     python -m benchmarks.train --quick --json  45 s, batches of 2,048 alone, the same keys
 
-DeepFM (26 id features, dim 16, 256-128-64) through the trainer of a job, with the store in its process and one
+DeepFM (26 id features, dim 16, 256-128-64) through the trainer of a job (``training.overlap``), with the store in its process and one
 TensorFlow thread, in batches of 256, 512, 2,048 and 4,096, beside what TensorFlow does with the same network. A peer
 that cannot be had is named with a reason, and its figure is null. The last line is JSON; ratios are of batches of 2,048:
 

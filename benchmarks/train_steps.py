@@ -54,7 +54,7 @@ class TrainerTurn:
     def __init__(self, rows: Rows, batch: int, features: Sequence[FeatureSpec] = FEATURES) -> None:
         model = build_model(MODEL, features)
         self.store = EmbeddedStore(store_config(model), None)
-        self._trainer = Trainer(self.store, model, None, TrainingOptions(batch_size=batch))
+        self._trainer = Trainer(self.store, model, None, TrainingOptions(batch_size=batch, overlap=True))
         self._elements = rows.elements(ELEMENT_ROWS)
 
     def __call__(self, seconds: float) -> int:

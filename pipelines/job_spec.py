@@ -259,6 +259,8 @@ class TrainingSpec(Section):
         metrics_window: event time that one progressive metrics record covers, default 1 hour.
         metrics_interval: how often the records are written, default 2 s. What a killed trainer had not written
             is missing from the figures, never from the model.
+        overlap: while a batch computes, push the one before it and fetch the next one's rows; default false. Hides the
+            store's time, where it is remote or batches are large; the rows are then one batch older.
         counting: also count every feature id in the table ``_count``, for checks by equality.
         late: what becomes of a positive that comes after its impression was given out as a negative, within the
             join's ``late_horizon``. ``ignore`` (default): it goes to the log ``late`` and is not trained.
@@ -277,6 +279,7 @@ class TrainingSpec(Section):
     dedupe_rows: int = Field(default=1_000_000, ge=0, le=100_000_000)
     metrics_window: DurationUs = Field(default=3_600_000_000, ge=1_000_000)
     metrics_interval: DurationUs = Field(default=2_000_000, ge=0)
+    overlap: bool = False
     counting: bool = False
     late: LateMode = "ignore"
     late_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}

@@ -60,6 +60,7 @@ def training_options(job: JobSpec) -> TrainingOptions:
         batch_size=training.batch_size,
         max_delay_us=training.max_delay,
         counting=training.counting,
+        overlap=training.overlap,
         metrics_window_us=training.metrics_window,
         metrics_interval_us=training.metrics_interval,
         lag_us=least_lag(job.labels, job.snapshots) if training.lag is None else training.lag,

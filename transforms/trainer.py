@@ -22,21 +22,23 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from cuckooflow.embedding_store.api import Store, TablePush
-from cuckooflow.errors import NonFiniteGradient, SpecError
+from cuckooflow.embedding_store.api import PushAnswer, Store, TablePush
+from cuckooflow.embedding_store.distinct import Lookup
+from cuckooflow.errors import MarkMismatch, NonFiniteGradient, SpecError
 from cuckooflow.logs.contract import LogRange, Position
-from cuckooflow.models.base import Lookup, Model, StepResult
+from cuckooflow.models.base import Model, StepResult
 from cuckooflow.models.registry import COUNT_TABLE
+from cuckooflow.transforms.beside_step import BesideStep
 from cuckooflow.transforms.feature_feed import FeatureFeed
 from cuckooflow.transforms.held_elements import HeldElements
 from cuckooflow.transforms.log_again import LogAgain, RangeReader
 from cuckooflow.transforms.log_rows import Piece, positions, rows_before
 from cuckooflow.transforms.ranges import RangeHeader, read_range_header
-from cuckooflow.transforms.rows_ahead import RowsAhead
 from cuckooflow.transforms.store_partition import StorePartition
 from cuckooflow.transforms.training_options import TrainingOptions
 from cuckooflow.transforms.training_output import (
@@ -86,7 +88,7 @@ class Trainer:
         self._waiting_since_us: int | None = None
         self._checked_us: int | None = None
         self._report = TrainingReport(model.labels, options, correction, predictions)
-        self._ahead = RowsAhead(store, model, options.prefetch)
+        self._beside = BesideStep(store, model, options.overlap)
         self._held = HeldElements(options.held_elements_max, options.max_delay_us)
         self._feed: FeatureFeed | None = None
         if model.streaming is not None:
@@ -157,8 +159,8 @@ class Trainer:
         return out
 
     def close(self) -> None:
-        """End the prefetching thread. What is buffered is left to who trains this partition next."""
-        self._ahead.close()
+        """End the thread beside. What is buffered is left to who trains this partition next."""
+        self._beside.close()
 
     @contextlib.contextmanager
     def _all_or_reset(self) -> Iterator[None]:
@@ -171,7 +173,7 @@ class Trainer:
             self._buffer.clear()
             self._buffered = 0
             self._held.clear()
-            self._ahead.forget()
+            self._beside.forget()
             self._waiting_since_us = self._checked_us = None
             raise
 
@@ -257,8 +259,9 @@ class Trainer:
             pieces.append(Piece(first, self._end, None))
         while pieces:
             piece = pieces.popleft()
-            self._train(piece, out, following=pieces[0] if pieces else None)
+            self._step(piece, out, pieces[0] if pieces else None)
             self._first = piece.last
+        self._see_sent(out)
         if self._first == self._end:
             self._waiting_since_us = None
         if self._feed is not None:
@@ -306,27 +309,65 @@ class Trainer:
         ]
         return Piece(first, until, rows).cut(cuts)
 
+    def _step(self, piece: Piece[TrainingRows], out: Output, following: Piece[TrainingRows] | None) -> None:
+        """Train a piece of the buffer, its push beside the next one's step where that is wanted."""
+        if not self._beside.overlaps or piece.rows is None:
+            self._see_sent(out)
+            self._train(piece, out, following)
+            return
+        lookup, result = self._compute(piece, piece.rows, following)
+        self._see_sent(out)
+        if result.finite():
+            self._beside.send(
+                piece, piece.rows, result, partial(self._send, piece, piece.rows, lookup, result)
+            )
+        else:
+            self._train(piece, out)
+
+    def _see_sent(self, out: Output) -> None:
+        """See that the store has taken what was sent, whatever it answered."""
+        sent = self._beside.take_sent()
+        if sent is None:
+            return
+        try:
+            answer = sent.answer.result()
+        except (MarkMismatch, NonFiniteGradient):
+            self._train(sent.piece, out)
+        else:
+            self._learn(sent.rows, sent.result, answer, out)
+
     def _push(self, piece: Piece[TrainingRows], out: Output, following: Piece[TrainingRows] | None) -> None:
         rows, range_ = piece.rows, self._partition.range(piece.first, piece.last)
         if rows is None or not len(rows):
             self._store.push(range_, {}, {}, self._report.event_time_us or 0)
             return
-        lookup, tables, dense = self._ahead.pulled(piece)
-        self._ahead.fetch(following)
-        result = self._model.train_step(
-            rows.encoded, lookup, tables, dense, rows.targets, self._options.batch_size
-        )
-        newest_us = int(rows.times_us.max())
+        lookup, result = self._compute(piece, rows, following)
         try:
             if not result.finite():
                 raise NonFiniteGradient("expected finite gradients, received NaN or infinity")
-            answer = self._store.push(
-                range_, self._gradients(lookup, result), result.dense_gradients, newest_us
-            )
+            answer = self._send(piece, rows, lookup, result)
         except NonFiniteGradient as error:
-            self._store.push(range_, {}, {}, newest_us)
+            self._store.push(range_, {}, {}, int(rows.times_us.max()))
             out.dead.append(dead_rows(rows.batches, range_, GRADIENT_NOT_FINITE, str(error)))
             return
+        self._learn(rows, result, answer, out)
+
+    def _compute(
+        self, piece: Piece[TrainingRows], rows: TrainingRows, following: Piece[TrainingRows] | None
+    ) -> tuple[Lookup, StepResult]:
+        lookup, tables, dense = self._beside.pulled(piece)
+        self._beside.fetch(following)
+        step_rows = self._options.batch_size
+        return lookup, self._model.train_step(rows.encoded, lookup, tables, dense, rows.targets, step_rows)
+
+    def _send(
+        self, piece: Piece[TrainingRows], rows: TrainingRows, lookup: Lookup, result: StepResult
+    ) -> PushAnswer:
+        range_ = self._partition.range(piece.first, piece.last)
+        gradients = self._gradients(lookup, result)
+        return self._store.push(range_, gradients, result.dense_gradients, int(rows.times_us.max()))
+
+    def _learn(self, rows: TrainingRows, result: StepResult, answer: PushAnswer, out: Output) -> None:
         if answer.applied:
             self._report.learned(rows, result.probabilities, out)
 

@@ -14,8 +14,8 @@ class TrainingOptions(BaseModel):
         max_delay_us: how long a row waits for its batch to fill, microseconds, default 2 s. Shorter is
             fresher; ragged batches scale their step, but cost a round trip each.
         counting: keep exact counts of every feature id's occurrences; default off. Costs a table.
-        prefetch: ask for the next batch's rows while one computes; default off. Hides the store's round trip
-            where it is remote; the rows are then one batch older.
+        overlap: while a batch computes, push the one before it and fetch the next one's rows; default off. Hides the
+            store's time; the rows are then one batch older. Costs a thread.
         marks_interval_us: how often the store is asked where it stands, microseconds, default 5 s: so
             long may a restored store stay behind. Also asked before a bounded input is called finished.
         metrics_window_us: width of an event-time window of the progressive figures, default 1 h.
@@ -36,7 +36,7 @@ class TrainingOptions(BaseModel):
     batch_size: int = Field(default=256, ge=1, le=65_536)
     max_delay_us: int = Field(default=2_000_000, ge=0)
     counting: bool = False
-    prefetch: bool = False
+    overlap: bool = False
     marks_interval_us: int = Field(default=5_000_000, ge=0)
     metrics_window_us: int = Field(default=3_600_000_000, ge=1_000_000)
     metrics_interval_us: int = Field(default=2_000_000, ge=0)

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -195,6 +196,48 @@ def test_full_batches_and_the_rest_at_the_end(examples: Examples) -> None:
     assert sum(tick.rows for out in outs for tick in out.ticks) == len(examples.users)
 
 
+class MeetingStore(PlainStore):
+    """Its pushes, but for the last, end only once the next batch is being computed, and notes what a pull knew."""
+
+    def __init__(self, config: StoreConfig, pushes: int) -> None:
+        super().__init__(config)
+        self.computing = [threading.Event() for _ in range(pushes + 1)]
+        self.known: list[int] = []
+
+    def push(self, *args: Any) -> PushAnswer:
+        assert self.computing[len(self.pushed) + 1].wait(20), "expected the next step to begin meanwhile"
+        return super().push(*args)
+
+    def pull(self, ids: Mapping[str, Ids]) -> Any:
+        self.known.append(len(self.pushed))
+        return super().pull(ids)
+
+
+def test_a_push_goes_out_beside_the_next_step_whose_rows_miss_that_push_alone(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushes = -(-len(examples.users) // 8)
+    store = MeetingStore(store_config(MODEL, counting=True), pushes)
+    steps = 0
+    train_step = MODEL.train_step
+
+    def counted(*args: Any) -> Any:
+        nonlocal steps
+        store.computing[steps].set()
+        steps += 1
+        if steps == pushes:
+            store.computing[steps].set()  # nothing follows that one
+        return train_step(*args)
+
+    monkeypatch.setattr(MODEL, "train_step", counted)
+    trainer = _trainer(store, examples, overlap=True, max_delay_us=3600 * SECOND)
+    out = trainer.accept(next(iter(examples.elements(1000))))
+    trainer.close()
+    assert store.counts() == examples.expected()
+    assert [len(p) for p in out.predictions] == [8] * (pushes - 1) + [len(examples.users) - 8 * (pushes - 1)]
+    assert store.known == [0, 0, *range(1, pushes - 1)]
+
+
 def test_a_row_waits_no_longer_than_asked(examples: Examples) -> None:
     store = _store()
     trainer = _trainer(store, examples, batch_size=1000, max_delay_us=3 * SECOND)
@@ -223,7 +266,7 @@ def test_whatever_is_killed_every_example_counts_once(
         "batch_size": data.draw(st.integers(1, 20), "batch_size"),
         "max_delay_us": data.draw(st.sampled_from([0, 2 * SECOND, 3600 * SECOND]), "delay"),
         "marks_interval_us": data.draw(st.sampled_from([0, 2 * SECOND, 3600 * SECOND]), "interval"),
-        "prefetch": data.draw(st.booleans(), "prefetch"),
+        "overlap": data.draw(st.booleans(), "overlap"),
         "fill_rows_max": data.draw(st.integers(1, 30), "fill"),
     }
     trainers = [_trainer(store, examples, **options)]

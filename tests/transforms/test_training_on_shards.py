@@ -116,12 +116,12 @@ def reader(path: Path) -> ExamplesReader:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize("overlap", [False, True])
 def test_every_example_counts_once_on_every_shard(
-    processes: Processes, examples: Path, prefetch: bool, rng: np.random.Generator
+    processes: Processes, examples: Path, overlap: bool, rng: np.random.Generator
 ) -> None:
     client = processes.connect()
-    options = TrainingOptions(batch_size=17, counting=True, marks_interval_us=0, prefetch=prefetch)
+    options = TrainingOptions(batch_size=17, counting=True, marks_interval_us=0, overlap=overlap)
     trainer = Trainer(client, MODEL, lambda: reader(examples), options)
     source, at, polled_us, back = reader(examples), Position(0), 0, 0
     while at < Position(MESSAGES):
