@@ -2,6 +2,7 @@
 
 Parts (``--parts``, default all):
     core: the pure core on one core, from memory.
+    flat: CPU time of an event in the core over 1 and 20 million events, and in windows of a minute and an hour.
     direct: OnlineJoin in Beam's in-process runner, from memory.
     per_key: the join with one element an event, which ``direct_vs_per_key`` is against.
     flink, json: the job as it is submitted, at parallelism 2 between Kafka topics of 8 partitions that hold all events, as
@@ -34,7 +35,7 @@ from benchmarks.join_events import Shape, events
 
 QUICK = ("core", "direct", "per_key")
 ON_FLINK = ("flink", "json", "latency", "idle", "state")
-PARTS = (*QUICK, *ON_FLINK, "sql", "prism")
+PARTS = (*QUICK, "flat", *ON_FLINK, "sql", "prism")
 KEYS = (
     "flink_events_per_s",
     "flink_json_events_per_s",
@@ -56,6 +57,8 @@ def main(words: list[str] | None = None) -> None:
     found: dict[str, float | None] = dict.fromkeys(KEYS)
     if set(args.parts) & set(QUICK):
         found |= in_process(args)
+    if "flat" in args.parts:
+        flat(args.seed)
     if set(args.parts) & {*ON_FLINK, "sql"}:
         found |= on_flink(args)
     if "prism" in args.parts:
@@ -123,6 +126,16 @@ def in_process(args: argparse.Namespace) -> dict[str, float | None]:
         if "direct" in args.parts:
             found["direct_vs_per_key"] = (found["direct_events_per_s"] or 0.0) / per_key
     return found
+
+
+def flat(seed: int) -> None:
+    """Part flat: told, and no figure of the claim."""
+    from benchmarks.join_flat import STREAMS, WINDOWS_S, flatness
+
+    streams, windows = flatness(seed)
+    for what, sizes, costs_us in (("events", STREAMS, streams), ("s of window", WINDOWS_S, windows)):
+        told = ", ".join(f"{size:,} {what}: {us:.3f} us" for size, us in zip(sizes, costs_us, strict=True))
+        print(f"core, CPU an event over {told}; ratio {costs_us[1] / costs_us[0]:.3f}")
 
 
 def on_flink(args: argparse.Namespace) -> dict[str, float | None]:

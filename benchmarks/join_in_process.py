@@ -6,7 +6,8 @@ one element an event, keyed by the join key, the impression in state, a timer fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -19,7 +20,7 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import TimestampedValue
 
-from benchmarks.join_events import ACTION_COLUMNS, IMPRESSION_COLUMNS, Shape
+from benchmarks.join_events import ACTION_COLUMNS, I64, IMPRESSION_COLUMNS, Shape
 from cuckooflow.embedding_store.hashing import hash_rows
 from cuckooflow.transforms.balances import imbalances
 from cuckooflow.transforms.coders import Keyed
@@ -42,55 +43,56 @@ from cuckooflow.transforms.online_join import OnlineJoin
 SHARDS = 8
 POLL_ROWS = 65_536
 SHAPE = Shape()
-OPTIONS = JoinOptions(
-    key=("request_id", "item_id"),
-    action_type="action",
-    labels=(Label("click", "click", SHAPE.window_us), Label("like", "like", SHAPE.window_us)),
-    late_horizon_us=4 * SHAPE.window_us,
-    max_lead_us=SHAPE.window_us,
-    num_shards=SHARDS,
-    cache_bytes=1 << 30,
-    tick_us=0,
-)
+#: Rows of one log by their numbers: (log, first, end) -> that many rows.
+RowsOf = Callable[[int, int, int], pa.Table]
+Elements = Iterable[tuple[int, pa.RecordBatch]]
 
 
-def with_positions(table: pa.Table, log: int) -> pa.Table:
-    """The rows with all columns that the source adds."""
-    times = table.column("_time").to_numpy()
-    watermarks = np.maximum.accumulate(times) - SHAPE.skew_us
-    before = np.concatenate(([NO_TIME_US], watermarks[:-1]))
-    n = len(times)
-    hashes = hash_rows([table.column(name) for name in OPTIONS.key])
-    values = {
-        "_log": np.full(n, log, np.int8),
-        "_partition": np.zeros(n, np.int32),
-        "_offset": np.arange(n),
-        "_row": np.zeros(n, np.int32),
-        "_wm": before,
-        "_append": times,
-        "_hash": hashes,
-    }
-    for field in ROW_COLUMNS:
-        if field.name in values:
-            table = table.append_column(field, pa.array(values[field.name], field.type))
-    return table
+def join_options(shape: Shape) -> JoinOptions:
+    """The join of such events."""
+    return JoinOptions(
+        key=("request_id", "item_id"),
+        action_type="action",
+        labels=(Label("click", "click", shape.window_us), Label("like", "like", shape.window_us)),
+        late_horizon_us=4 * shape.window_us,
+        max_lead_us=shape.window_us,
+        num_shards=SHARDS,
+        cache_bytes=1 << 30,
+        tick_us=0,
+    )
+
+
+OPTIONS = join_options(SHAPE)
 
 
 def polls(shown: pa.Table, acted: pa.Table) -> list[tuple[int, pa.RecordBatch]]:
-    """Elements as the poller makes them: pieces of both logs at about the same event time, by shard."""
-    both = (with_positions(shown, IMPRESSIONS), with_positions(acted, ACTIONS))
+    """Elements as the poller makes them, of whole tables."""
+    both = (shown, acted)
     times = [table.column("_time").to_numpy() for table in both]
-    marks = [np.maximum.accumulate(t) - SHAPE.skew_us for t in times]
-    elements: list[tuple[int, pa.RecordBatch]] = []
+    return list(poll_elements(lambda log, first, end: both[log].slice(first, end - first), times, SHAPE))
+
+
+def poll_elements(
+    rows_of: RowsOf, times: Sequence[I64], shape: Shape
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Elements as the poller makes them: pieces of both logs at about the same event time, by shard.
+
+    Args:
+        rows_of: the logs' rows, asked for in their order.
+        times: of each log, (n,) the rows' event times.
+    """
+    marks = [np.maximum.accumulate(t) - shape.skew_us for t in times]
     starts, chain = [0, 0], 0
+    share = len(times[0]) / (len(times[0]) + len(times[1]))
     while starts[0] < len(times[0]) or starts[1] < len(times[1]):
-        ends = [
-            min(starts[0] + int(POLL_ROWS * len(times[0]) / (len(times[0]) + len(times[1]))), len(times[0]))
-        ]
+        ends = [min(starts[0] + int(POLL_ROWS * share), len(times[0]))]
         last = ends[0] == len(times[0])
         ahead = len(times[1]) if last else int(np.searchsorted(marks[1], marks[0][ends[0] - 1]))
         ends.append(max(starts[1], ahead))
-        pieces = [both[log].slice(starts[log], ends[log] - starts[log]) for log in (0, 1)]
+        pieces = [
+            _with_positions(rows_of(log, starts[log], ends[log]), log, starts[log], marks[log])
+            for log in (0, 1)
+        ]
         rows = pa.concat_tables(pieces, promote_options="default").combine_chunks()
         shards = rows.column("_hash").to_numpy() % SHARDS
         links = tuple(
@@ -98,25 +100,56 @@ def polls(shown: pa.Table, acted: pa.Table) -> list[tuple[int, pa.RecordBatch]]:
         )
         header = Header(links, {0: 1, 1: 1}, chain * 100_000)
         for shard in range(SHARDS):
-            mine = rows.filter(pa.array(shards == shard)).combine_chunks().to_batches()[0]
-            elements.append((shard, attach(mine, header)))
+            mine = rows.filter(pa.array(shards == shard)).combine_chunks()
+            yield shard, attach((mine.to_batches() or [_nothing(rows)])[0], header)
         starts, chain = ends, chain + 1
     ended = tuple(Link(log, 0, chain, END_TIME_US, end=True) for log in (0, 1))
-    nothing = rows.slice(0, 0).combine_chunks().to_batches() or [elements[0][1].slice(0, 0)]
-    last_header = Header(ended, {0: 1, 1: 1}, chain * 100_000)
-    return elements + [(shard, attach(nothing[0], last_header)) for shard in range(SHARDS)]
+    for shard in range(SHARDS):
+        yield shard, attach(_nothing(rows), Header(ended, {0: 1, 1: 1}, chain * 100_000))
 
 
-def run_core(elements: list[tuple[int, pa.RecordBatch]]) -> dict[str, int]:
-    """The core with its state cells in lists; the counts of all shards."""
-    schema = ExamplesSchema(OPTIONS, IMPRESSION_COLUMNS, ACTION_COLUMNS)
+def _nothing(rows: pa.Table) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=rows.schema)
+
+
+def _with_positions(table: pa.Table, log: int, first: int, marks: I64) -> pa.Table:
+    """Rows with all columns that the source adds; ``marks``: the log's watermark after each of its rows."""
+    n, times = len(table), table.column("_time").to_numpy()
+    values = {
+        "_log": np.full(n, log, np.int8),
+        "_partition": np.zeros(n, np.int32),
+        "_offset": np.arange(first, first + n),
+        "_row": np.zeros(n, np.int32),
+        "_wm": np.concatenate(([marks[first - 1] if first else NO_TIME_US], marks[first : first + n]))[:n],
+        "_append": times,
+        "_hash": hash_rows([table.column(name) for name in OPTIONS.key]),
+    }
+    for field in ROW_COLUMNS:
+        if field.name in values:
+            table = table.append_column(field, pa.array(values[field.name], field.type))
+    return table
+
+
+def run_core(
+    elements: Elements, options: JoinOptions = OPTIONS, took: Callable[[int, float], None] | None = None
+) -> dict[str, int]:
+    """The core with its state cells in lists; the counts of all shards.
+
+    Args:
+        took: told of each element how many rows it had, and the CPU seconds that they took.
+    """
+    schema = ExamplesSchema(options, IMPRESSION_COLUMNS, ACTION_COLUMNS)
     shards = {}
     for shard in range(SHARDS):
-        bags = [ListBag() for _ in range(OPTIONS.state_buckets)]
-        shards[shard] = JoinShard(shard, schema, CellRing(bags, ListBag(), OPTIONS.bucket_us), None)
+        bags = [ListBag() for _ in range(options.state_buckets)]
+        shards[shard] = JoinShard(shard, schema, CellRing(bags, ListBag(), options.bucket_us), None)
     counts: dict[int, dict[str, int]] = {}
     for shard, batch in elements:
-        for record in shards[shard].accept(batch).balances:
+        begun_s = time.process_time()
+        out = shards[shard].accept(batch)
+        if took is not None:
+            took(batch.num_rows, time.process_time() - begun_s)
+        for record in out.balances:
             counts[shard] = record["counts"]
     sums = {name: sum(c[name] for c in counts.values()) for name in counts[0]}
     faults = imbalances({"join": sums})

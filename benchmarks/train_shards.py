@@ -129,7 +129,9 @@ def main(arguments: list[str]) -> None:
     partition, rows, batch = map(int, arguments[:3])
     one_thread()
     store = connect([Path(address) for address in arguments[3:]])
-    trainer = Trainer(store, build_model(MODEL, FEATURES), None, TrainingOptions(batch_size=batch, overlap=True))
+    trainer = Trainer(
+        store, build_model(MODEL, FEATURES), None, TrainingOptions(batch_size=batch, overlap=True)
+    )
     made = generate((TURNS_MAX * rows) + ELEMENT_ROWS, seed=10 + partition)
     elements = made.elements(ELEMENT_ROWS, partition)
     trainer.accept(next(elements))  # compiles the step

@@ -85,7 +85,7 @@ def _newest_before(folder: Path, before: datetime | None) -> str:
     earlier = [path.name for _, path in found if written_s(path) < limit_s]
     if not earlier:
         times = ", ".join(
-            f"{path.name} of {datetime.fromtimestamp((path / 'manifest.json').stat().st_mtime, UTC):%Y-%m-%dT%H:%M:%S}"
+            f"{path.name} of {datetime.fromtimestamp(written_s(path), UTC):%Y-%m-%dT%H:%M:%S}"
             for _, path in found
         )
         raise CheckpointNotFound(

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks import join
 from benchmarks.join_events import Shape, arrow_messages, events, json_messages, partition_rows
+from benchmarks.join_flat import LongStream
+from benchmarks.join_in_process import join_options, poll_elements, run_core
 from benchmarks.join_live import INPUTS, LiveJob, folders, spec, steady_rate
 from cuckooflow.transforms.batch_bytes import decode_batch
 
@@ -120,3 +122,22 @@ def test_the_last_line_has_every_key_and_null_for_what_was_not_run(
     assert list(found) == KEYS
     assert found["core_events_per_s"] > 0
     assert [name for name, value in found.items() if value is not None] == ["core_events_per_s"]
+
+
+def test_a_long_stream_is_its_block_over_and_over_with_other_keys_later() -> None:
+    shape = Shape(step_us=1_000, window_us=1_000_000, skew_us=100_000)
+    stream = LongStream(4_000, 5, shape, block=1_000)
+    made = events(1_000, 5, shape)
+    shown = stream.rows(0, 0, 4_000)
+    assert len(stream.times[0]) == 4_000 and len(stream.times[1]) == 4 * len(made.done)
+    for block in range(4):
+        of_block = shown.slice(block * 1_000, 1_000)
+        assert of_block.column("item_id").equals(made.shown.column("item_id"))
+        requests = of_block.column("request_id").to_numpy() - made.shown.column("request_id").to_numpy()
+        assert set(requests) == {block * 1_000}
+        later_us = of_block.column("_time").to_numpy() - made.shown.column("_time").to_numpy()
+        assert set(later_us) == {block * 1_000_000}
+    counts = run_core(poll_elements(stream.rows, stream.times, shape), join_options(shape))
+    assert counts["impressions"] == counts["examples"] == 4_000
+    assert counts["used"] + counts["late"] + counts["unmatched"] == 4 * len(made.done)
+    assert counts["used"] > 0.8 * counts["actions"]
