@@ -20,7 +20,7 @@ from cuckooflow.transforms.in_band import END_TIME_US, IMPRESSIONS, NO_TIME_US
 from cuckooflow.transforms.in_band_clock import InBandClock
 from cuckooflow.transforms.join_eager import new_core
 from cuckooflow.transforms.join_outputs import ExamplesSchema, JoinCounts, JoinOutputs, dead_rows
-from cuckooflow.transforms.join_state import CellRing, ShardMeta
+from cuckooflow.transforms.join_state import CellRing, ShardMeta, packed, unpacked
 from cuckooflow.transforms.warm_up import WarmUp
 
 #: Buckets of closed impressions that a tick reads back from state for late actions; the others' actions wait.
@@ -84,7 +84,7 @@ class JoinShard:
             self._meta, blob = saved
             self.cells.resume(self._meta.cells)
             if self._warm_up is not None:
-                warm_up, blob = _unpacked(blob)
+                warm_up, blob = unpacked(blob)
                 self._warm_up.restore(warm_up)
             self._clock = InBandClock.from_bytes(blob)
             counts = JoinCounts(**self._meta.counts)
@@ -132,7 +132,7 @@ class JoinShard:
         meta.counts = self._core.counts.to_dict()
         meta.cells = self.cells.save()
         blob = self._clock.to_bytes()
-        return meta, blob if self._warm_up is None else _packed(self._warm_up.to_bytes(), blob)
+        return meta, blob if self._warm_up is None else packed(self._warm_up.to_bytes(), blob)
 
     def accept(self, element: pa.RecordBatch) -> ShardOutputs:
         """Take an element.
@@ -260,12 +260,3 @@ class JoinShard:
             "actions_waiting": self._core.actions_waiting,
         }
         return self._core.counts.to_dict() | waiting
-
-
-def _packed(first: bytes, second: bytes) -> bytes:
-    return len(first).to_bytes(8, "little") + first + second
-
-
-def _unpacked(blob: bytes) -> tuple[bytes, bytes]:
-    end = 8 + int.from_bytes(blob[:8], "little")
-    return blob[8:end], blob[end:]

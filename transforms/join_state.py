@@ -187,6 +187,17 @@ def _sequence(batch: pa.RecordBatch) -> int:
     return int(batch.schema.metadata[_SEQUENCE])
 
 
+def packed(first: bytes, second: bytes) -> bytes:
+    """Two as one."""
+    return len(first).to_bytes(8, "little") + first + second
+
+
+def unpacked(both: bytes) -> tuple[bytes, bytes]:
+    """What :func:`packed` was given."""
+    end = 8 + int.from_bytes(both[:8], "little")
+    return both[8:end], both[end:]
+
+
 @dataclass
 class ShardMeta:
     """What is written to state with every change, beside the cells.

@@ -38,7 +38,7 @@ from cuckooflow.transforms.in_band import Header, attach
 from cuckooflow.transforms.join_options import STATE_CELLS, JoinOptions
 from cuckooflow.transforms.join_outputs import ExamplesSchema
 from cuckooflow.transforms.join_shard import JoinShard, ShardOutputs
-from cuckooflow.transforms.join_state import HOT_TIER, Bag, CellRing, ShardMeta
+from cuckooflow.transforms.join_state import HOT_TIER, Bag, CellRing, ShardMeta, packed, unpacked
 from cuckooflow.transforms.metrics import count, counter
 from cuckooflow.transforms.state_sizes import size_flat_state_directly
 
@@ -51,7 +51,6 @@ BALANCES = "balances"
 _CELLS = tuple(f"cell_{i:02}" for i in range(STATE_CELLS))
 _SPECS: dict[str, Any] = {
     "meta": ReadModifyWriteStateSpec("meta", BytesCoder()),
-    "clock": ReadModifyWriteStateSpec("clock", BytesCoder()),
     "overflow": BagStateSpec("overflow", RecordBatchCoder()),
     **{name: BagStateSpec(name, RecordBatchCoder()) for name in _CELLS},
 }
@@ -66,7 +65,6 @@ class _State:
     """The shard's state and timers, within one call."""
 
     meta: Any
-    clock: Any
     overflow: Bag
     cells: list[Bag]
     recheck: Any
@@ -89,7 +87,7 @@ def _with_state(*leading: Any) -> Callable[[Callable[..., Any]], Callable[..., A
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             given = dict(zip(names, args, strict=False)) | kwargs
             cells = [given.pop(name) for name in _CELLS]
-            rest = {name: given.pop(name) for name in ("meta", "clock", "overflow", *timers)}
+            rest = {name: given.pop(name) for name in ("meta", "overflow", *timers)}
             return function(self, state=_State(cells=cells, **rest), **given)
 
         any_place = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -250,7 +248,8 @@ class _JoinFn(beam.DoFn):
         """The shard's memory, as state says it is."""
         used = state.cells[: self._schema.options.state_buckets]
         blob = state.meta.read()
-        saved = None if blob is None else ShardMeta.from_bytes(blob)
+        meta, clock = unpacked(blob) if blob is not None else (b"", b"")
+        saved = None if blob is None else ShardMeta.from_bytes(meta)
         if memory is not None and saved is not None and memory.token == saved.token:
             memory.cells.bind(used, state.overflow)
             counter("join_memory_hits").inc()
@@ -259,12 +258,11 @@ class _JoinFn(beam.DoFn):
         if saved is None:
             return JoinShard(shard, self._schema, ring, None, self._hand_over)
         counter("join_memory_rebuilt").inc()
-        return JoinShard(shard, self._schema, ring, (saved, state.clock.read()), self._hand_over)
+        return JoinShard(shard, self._schema, ring, (saved, clock), self._hand_over)
 
     def _write(self, state: _State, memory: JoinShard) -> None:
         meta, clock = memory.save()
-        state.meta.write(meta.to_bytes())
-        state.clock.write(clock)
+        state.meta.write(packed(meta.to_bytes(), clock))  # one cell: each is two requests to the runner
 
     def _arm(self, state: _State, memory: JoinShard) -> None:
         """Set the timers where there is something for them; not with every element, as each set is sent."""
