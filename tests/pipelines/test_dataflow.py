@@ -32,7 +32,7 @@ STEPS = {
     *(f"ReadLogs/{step}{log}" for step in ("Read", "Key") for log in ("Impressions", "Actions")),
     *(f"ReadLogs/Read{log}/Read" for log in ("Impressions", "Actions")),
     *("OnlineJoin/TypeShards", "OnlineJoin/Join"),
-    *(f"NegativeSampling/{step}" for step in ("TypeShards", "Sample", "Late")),
+    *(f"NegativeSampling/{step}" for step in ("Sample", "Count", "Late")),
     *(f"Write{name}/Append" for name in ("Examples", "Late", "Unmatched", "RefusedEvents", "RefusedRows")),
     *(f"Write{stage}Balances/Append" for stage in ("Source", "Join", "Sampling")),
     *(f"Show{stage}Balances/{step}" for stage in ("Join", "Sampling") for step in ("Key", "Show")),
