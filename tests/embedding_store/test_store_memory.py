@@ -99,6 +99,24 @@ for n in range(1, 13):  # all rows go, and others take their places, again and a
     store.evict_expired()
 report("tombstones")
 """
+#: A table of 100 MiB: whose memory a second thread asks the kernel for while it is filled.
+SAVED = """
+dim = 32
+begin(StoreConfig((TableConfig("t", dim=dim, optimizer=Optimizer("adagrad")),)), Path(sys.argv[1]))
+for first in range(0, 400_000, 10_000):
+    push(first, 10_000)
+store.checkpoint()
+ids = np.arange(0, 400_000).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+np.save(sys.argv[1] + ".npy", store.lookup({"t": ids})["t"])
+"""
+RESTORED = """
+before = resident()
+told_before = 0
+store = EmbeddedStore.restore(Path(sys.argv[1]))
+report("rows")
+ids = np.arange(400_000).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+assert np.array_equal(store.lookup({"t": ids})["t"], np.load(sys.argv[1] + ".npy"))
+"""
 
 
 def shares(script: str, *arguments: object) -> dict[str, float]:
@@ -128,3 +146,8 @@ def test_what_is_kept_for_consumers_and_checkpoints_is_reported(tmp_path) -> Non
     assert set(found) == {"journal", "cut", "tombstones"}
     for what, share in found.items():
         assert 0.9 <= share <= 1.1, (what, share)
+
+
+def test_of_a_restored_table_too(tmp_path) -> None:
+    shares(SAVED, tmp_path / "store")
+    assert 0.9 <= shares(RESTORED, tmp_path / "store")["rows"] <= 1.1
