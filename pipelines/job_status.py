@@ -75,7 +75,7 @@ def read_status(rest: FlinkRest, name: str) -> JobStatus:
         restarts=sum(int(metric["value"]) for metric in asked),
         checkpoint_age_s=None if newest is None else time.time() - newest.completed_ms / 1e3,
         checkpoint_bytes=0 if newest is None else newest.size_bytes,
-        failed_checkpoints=int(rest.get(f"/jobs/{job.id}/checkpoints")["counts"]["failed"]),
+        failed_checkpoints=rest.failed_checkpoints(job.id),
         metrics=metrics,
     )
 

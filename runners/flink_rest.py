@@ -112,7 +112,7 @@ class FlinkRest:
 
     def newest_checkpoint(self, job: str) -> Checkpoint | None:
         """The newest completed checkpoint or savepoint of a job, by its id."""
-        latest = self.get(f"/jobs/{job}/checkpoints")["latest"]
+        latest = self._checkpoints(job).get("latest", {})
         found = [latest[kind] for kind in ("completed", "savepoint") if latest.get(kind)]
         if not found:
             return None
@@ -124,6 +124,10 @@ class FlinkRest:
             completed_ms=newest["latest_ack_timestamp"],
             size_bytes=newest["state_size"],
         )
+
+    def failed_checkpoints(self, job: str) -> int:
+        """How many of a job's checkpoints have failed so far."""
+        return int(self._checkpoints(job).get("counts", {}).get("failed", 0))
 
     def configuration(self) -> dict[str, str]:
         """The JobManager's own."""
@@ -169,6 +173,15 @@ class FlinkRest:
         return self._request("GET", path, None)
 
     # --- how
+
+    def _checkpoints(self, job: str) -> dict[str, Any]:
+        """What Flink says of them; nothing of a job that makes none, such as a bounded one."""
+        try:
+            answer: dict[str, Any] = self.get(f"/jobs/{job}/checkpoints")
+        except FlinkJobNotFound:
+            self.get(f"/jobs/{job}")  # Flink's answer is the same where it does not know the job at all
+            return {}
+        return answer
 
     def _triggered(self, job: str, what: str, body: Mapping[str, object]) -> str:
         given = {name: value for name, value in body.items() if value is not None}

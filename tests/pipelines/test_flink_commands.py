@@ -156,7 +156,8 @@ def test_a_savepoint_that_fails_says_why_without_java_frames(answers: Any) -> No
 
 def test_errors_are_told_apart(answers: Any) -> None:
     rest, given = answers
-    given["/jobs/a/checkpoints"] = (404, {"errors": ["Job a not found\n\tat x.y(Z.java:3)"]})
+    unknown = (404, {"errors": ["Job a not found\n\tat x.y(Z.java:3)"]})
+    given["/jobs/a/checkpoints"] = given["/jobs/a"] = unknown
     with pytest.raises(FlinkJobNotFound, match=r"Job a not found$"):
         rest.newest_checkpoint("a")
     given["/jobmanager/config"] = (500, {"errors": ["Caused by: boom"]})
@@ -164,6 +165,15 @@ def test_errors_are_told_apart(answers: Any) -> None:
         rest.configuration()
     with pytest.raises(FlinkUnavailable, match="is the JobManager up"):
         FlinkRest(f"http://127.0.0.1:{free_port()}").jobs()
+
+
+def test_a_job_that_makes_no_checkpoints_has_none(answers: Any) -> None:
+    """A bounded one, as a backfill's: Flink then says the same as of a job that it does not know."""
+    rest, given = answers
+    given["/jobs/a/checkpoints"] = (404, {"errors": ["Checkpointing has not been enabled."]})
+    given["/jobs/a"] = (200, {"jid": "a", "state": "FINISHED"})
+    assert rest.newest_checkpoint("a") is None
+    assert rest.failed_checkpoints("a") == 0
 
 
 def test_a_workers_error_is_known_again_in_what_flink_tells_of_it():

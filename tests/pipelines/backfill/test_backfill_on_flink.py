@@ -68,6 +68,9 @@ def test_the_rows_of_the_direct_runner(
     assert (ours.counts, ours.inputs) == (theirs.counts, theirs.inputs)
     assert ours.rows("examples") > 1_000
     jobs = [job for job in rest.jobs() if job.id not in known]
+    listed = run("job", "list", "--cluster", flink.folder)
+    assert listed.returncode == 0, listed.stderr
+    assert all(job.id in listed.stdout for job in jobs)
     assert all(job.name.startswith("feed-backfill-") for job in jobs)
     phases = [job.name.split("-", 3)[3] for job in reversed(jobs)]
     assert phases == ["scan", "keys", "2022-04-25"]
