@@ -25,17 +25,16 @@ import pyarrow as pa
 
 from cuckooflow.transforms.acknowledge import Acknowledge
 from cuckooflow.transforms.coders import Keyed
-from cuckooflow.transforms.metrics import counter
 from cuckooflow.transforms.pollers import (
     BALANCES,
     DEAD,
     RECEIPTS,
     STOP,
-    OpenedPoller,
     OpenPoller,
     PollAnswer,
     Poller,
     allow_sources,
+    opened,
     outputs,
     stop_sources,
     wall_clock_us,
@@ -118,12 +117,11 @@ class _GeneratorPoll(beam.DoFn):
         self._poll_interval_us = poll_interval_us
 
     def process(self, _: bytes) -> Iterator[Any]:
-        poller = self._open_poller(None)
-        counter("source_pollers_opened").inc()
-        opened = OpenedPoller(poller, wall_clock_us())
+        reading = opened(self._open_poller, None)
+        poller = reading.poller
         while not poller.ended and not STOP.is_set():
             answer = poller.poll(wall_clock_us())
             yield from outputs(answer)
-            pause_us = opened.pause_us(answer.progressed, self._poll_interval_us)
+            pause_us = reading.pause_us(answer.progressed, self._poll_interval_us)
             if pause_us and not poller.ended:
                 STOP.wait(pause_us / 1e6)

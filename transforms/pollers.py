@@ -168,7 +168,12 @@ def resume(source: str, place: bytes, open_poller: OpenPoller) -> OpenedPoller:
     waiting = WAITING.take(source, place)
     if waiting is not None:
         return waiting
-    poller = open_poller(None if place == NEW else place[len(GOES_ON) :])
+    return opened(open_poller, None if place == NEW else place[len(GOES_ON) :])
+
+
+def opened(open_poller: OpenPoller, state: bytes | None) -> OpenedPoller:
+    """A poller from its state, or a new one from None."""
+    poller = open_poller(state)
     counter("source_pollers_opened").inc()
     return OpenedPoller(poller, wall_clock_us())
 

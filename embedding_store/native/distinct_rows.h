@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "hashing.h"
@@ -44,26 +45,25 @@ inline int64_t distinct_ids(const uint64_t* places, const float* weights, int64_
 
 namespace distinct_rows {
 
-// Dim known at compile time for the usual ones, so that a row is a few vector moves; 0: any.
-template <int kDim>
-void take(const float* rows, int64_t dim, const int32_t* inverse, int64_t n, float* out) {
-  constexpr int64_t kAhead = 8;
-  const int64_t width = kDim > 0 ? kDim : dim;
-  for (int64_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) __builtin_prefetch(rows + inverse[i + kAhead] * width);
-    std::memcpy(out + i * width, rows + inverse[i] * width, sizeof(float) * width);
-  }
-}
+constexpr int64_t kAhead = 8;
 
-template <int kDim>
-void add(const float* gradients, int64_t dim, const int32_t* inverse, int64_t n, float* sums) {
-  constexpr int64_t kAhead = 8;
-  const int64_t width = kDim > 0 ? kDim : dim;
-  for (int64_t i = 0; i < n; ++i) {
-    if (i + kAhead < n) __builtin_prefetch(sums + inverse[i + kAhead] * width, 1);
-    float* to = sums + inverse[i] * width;
-    const float* from = gradients + i * width;
-    for (int64_t k = 0; k < width; ++k) to[k] += from[k];
+// Calls a loop with the floats of a row, known at compile time for the usual ones, so that a row is a few
+// vector moves.
+template <typename Loop>
+void of_width(int64_t dim, const Loop& loop) {
+  switch (dim) {
+    case 1:
+      return loop(std::integral_constant<int64_t, 1>());
+    case 8:
+      return loop(std::integral_constant<int64_t, 8>());
+    case 16:
+      return loop(std::integral_constant<int64_t, 16>());
+    case 32:
+      return loop(std::integral_constant<int64_t, 32>());
+    case 64:
+      return loop(std::integral_constant<int64_t, 64>());
+    default:
+      return loop(dim);
   }
 }
 
@@ -71,26 +71,26 @@ void add(const float* gradients, int64_t dim, const int32_t* inverse, int64_t n,
 
 // out[i] = rows[inverse[i]].
 inline void take_rows(const float* rows, int64_t dim, const int32_t* inverse, int64_t n, float* out) {
-  using distinct_rows::take;
-  const auto of_dim = dim == 1    ? take<1>
-                      : dim == 8  ? take<8>
-                      : dim == 16 ? take<16>
-                      : dim == 32 ? take<32>
-                      : dim == 64 ? take<64>
-                                  : take<0>;
-  of_dim(rows, dim, inverse, n, out);
+  using distinct_rows::kAhead;
+  distinct_rows::of_width(dim, [&](auto width) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (i + kAhead < n) __builtin_prefetch(rows + inverse[i + kAhead] * width);
+      std::memcpy(out + i * width, rows + inverse[i] * width, sizeof(float) * width);
+    }
+  });
 }
 
 // sums[inverse[i]] += gradients[i], in the order of i.
 inline void add_rows(const float* gradients, int64_t dim, const int32_t* inverse, int64_t n, float* sums) {
-  using distinct_rows::add;
-  const auto of_dim = dim == 1    ? add<1>
-                      : dim == 8  ? add<8>
-                      : dim == 16 ? add<16>
-                      : dim == 32 ? add<32>
-                      : dim == 64 ? add<64>
-                                  : add<0>;
-  of_dim(gradients, dim, inverse, n, sums);
+  using distinct_rows::kAhead;
+  distinct_rows::of_width(dim, [&](auto width) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (i + kAhead < n) __builtin_prefetch(sums + inverse[i + kAhead] * width, 1);
+      float* to = sums + inverse[i] * width;
+      const float* from = gradients + i * width;
+      for (int64_t k = 0; k < width; ++k) to[k] += from[k];
+    }
+  });
 }
 
 }  // namespace cuckooflow
