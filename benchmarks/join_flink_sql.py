@@ -1,4 +1,4 @@
-"""Flink SQL's interval left join beside ours: the same JSON records in Kafka, the same parallelism."""
+"""Flink SQL's interval left join beside ours: the same JSON records from Kafka, examples into Kafka, the same parallelism."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def flink_sql_events_per_s(job: LiveJob, made: Events, shape: Shape, parallelism
     """
     home = _environment()
     (jar,) = home.glob("*.jar")
-    addresses = {log: job.address(log) for log in ("impressions", "actions")}
+    addresses = {log: job.address(log) for log in ("impressions", "actions", "examples")}
     kafka = addresses["impressions"]
     assert isinstance(kafka, KafkaAddress)
     found: dict[str, float] = {}
@@ -69,10 +69,17 @@ def flink_sql_events_per_s(job: LiveJob, made: Events, shape: Shape, parallelism
                 check=False,
             )
         if done.returncode:
-            raise NotHere(f"Flink SQL with {backend} state failed: {(done.stdout + done.stderr)[-3_000:]}")
+            raise NotHere(f"Flink SQL with {backend} state failed: {_why(done.stdout + done.stderr)}")
         found[backend] = json.loads(done.stdout.splitlines()[-1])["events_per_s"]
         print(f"Flink SQL, {backend} state: {found[backend]:,.0f} events/s", *done.stdout.splitlines()[:-1])
     return found
+
+
+def _why(output: str) -> str:
+    """The innermost cause that Java told, else the last lines that are not of its stack."""
+    lines = [line for line in output.splitlines() if line and not line.startswith(("\tat ", "\t..."))]
+    causes = [line for line in lines if line.startswith("Caused by:")]
+    return causes[-1] if causes else "\n".join(lines)[-1_000:]
 
 
 def _environment() -> Path:
