@@ -1,0 +1,143 @@
+"""``cuckooflow experiment sync-interval``: what a job's choices cost, measured on its own examples log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from cuckooflow.errors import SpecError
+from cuckooflow.models.duration import parse_duration
+
+if TYPE_CHECKING:
+    from cuckooflow.pipelines.experiments.outcome import Outcome
+    from cuckooflow.pipelines.experiments.timeline import Timeline
+    from cuckooflow.pipelines.job_spec import JobSpec
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Experiments over a job's examples, in event time. They change nothing of the job.",
+)
+
+_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d"]
+SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
+WarmUp = Annotated[
+    float, typer.Option(help="share of the rows that come before those that are scored, 0 up to 1")
+]
+First = Annotated[
+    datetime | None, typer.Option("--from", formats=_TIMES, help="event time, UTC; default: all")
+]
+Until = Annotated[datetime | None, typer.Option("--to", formats=_TIMES, help="the time to stop before")]
+RowsMax = Annotated[
+    int, typer.Option(min=1, help="more examples are refused; some hundred bytes of memory each, twice")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON value instead of a table")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder for the plots and the table as files")]
+ROWS_MAX = 10_000_000
+
+
+@app.callback()
+def _group() -> None:
+    """So that the only command has its name."""
+
+
+@app.command("sync-interval")
+def sync_interval_command(
+    spec_file: SpecFile,
+    intervals: Annotated[
+        str,
+        typer.Option(
+            help="times between two copies, by comma; 0s: before every step. frozen comes by itself"
+        ),
+    ] = "24h,6h,1h,10m,1m",
+    warm_up: WarmUp = 0.5,
+    stale_features: Annotated[
+        bool, typer.Option("--stale-features", help="streaming features are as old as the parameters, too")
+    ] = False,
+    first: First = None,
+    until: Until = None,
+    rows_max: RowsMax = ROWS_MAX,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """What serving older parameters costs: a copy of the model every so often, beside one pass of training.
+
+    Every row is predicted by the newest copy, then learned.
+    """
+    from cuckooflow.pipelines.experiments.learner import learner_of
+    from cuckooflow.pipelines.experiments.sync_interval import FROZEN, Interval, sync_interval
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    wanted = [Interval(text, _interval_us(text)) for text in _listed("--intervals", intervals)]
+    if FROZEN in {interval.name for interval in wanted}:
+        raise SpecError(f"expected durations in --intervals, received {FROZEN}, which comes by itself")
+    wanted.sort(key=lambda interval: -(interval.us or 0))
+    _check_share("--warm-up", warm_up)
+    job = load_spec(spec_file)
+    timeline = _timeline(job, first, until, rows_max)
+    with _progress(len(timeline), as_json) as told:
+        outcome = sync_interval(timeline, learner_of(job), wanted, warm_up, stale_features, told)
+    _show(outcome, job, as_json, out)
+
+
+# --- what the experiments share ----------------------------------------------------------------
+
+
+def _listed(option: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts) or len(set(parts)) != len(parts):
+        raise SpecError(f"expected different values in {option}, separated by commas, received {text!r}")
+    return parts
+
+
+def _interval_us(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise SpecError(f"--intervals: {error}; received {text!r}") from None
+
+
+def _check_share(option: str, share: float) -> None:
+    if not 0 <= share < 1:
+        raise SpecError(f"expected {option} from 0 up to, but not, 1, received {share:g}")
+
+
+def _timeline(job: JobSpec, first: datetime | None, until: datetime | None, rows_max: int) -> Timeline:
+    from cuckooflow.pipelines.experiments.timeline import read_timeline
+
+    from_us, until_us = (None if time is None else _time_us(time) for time in (first, until))
+    if from_us is not None and until_us is not None and from_us >= until_us:
+        raise SpecError(f"expected --from before --to, received {first} and {until}")
+    return read_timeline(job, rows_max, from_us, until_us)
+
+
+def _time_us(time: datetime) -> int:
+    return round(time.replace(tzinfo=UTC).timestamp()) * 1_000_000
+
+
+@contextmanager
+def _progress(rows: int, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal; what it gives is told how many rows more are done."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("training", total=rows)
+        yield lambda more: bar.advance(task, more)
+
+
+def _show(outcome: Outcome, job: JobSpec, as_json: bool, out: Path | None) -> None:
+    if out is not None:
+        report = outcome.write(out, job.name)
+    if as_json:
+        print(json.dumps(outcome.to_json(job.name)))
+        return
+    outcome.print(Console(soft_wrap=True, highlight=False))
+    if out is not None:
+        print(f"report: {report}")

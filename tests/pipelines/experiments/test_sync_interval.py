@@ -1,0 +1,178 @@
+"""Serving copies of different ages beside one pass: known outcomes, and an oracle that trains anew for each copy."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from rich.console import Console
+from sklearn.metrics import log_loss, roc_auc_score
+
+from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.models.registry import build_model, predict_batch, store_config
+from cuckooflow.models.spec import ModelSpec
+from cuckooflow.pipelines.experiments.learner import Learner
+from cuckooflow.pipelines.experiments.one_pass import one_pass
+from cuckooflow.pipelines.experiments.outcome import Outcome
+from cuckooflow.pipelines.experiments.sync_interval import EVERY_STEP, FROZEN, Interval, sync_interval
+from cuckooflow.pipelines.spec_file import load_spec
+from tests.pipelines.experiments.drifting import (
+    BATCH,
+    DAY_US,
+    HOUR_US,
+    STREAMING,
+    drifting,
+    learner,
+    timeline,
+    write_examples,
+    write_job,
+)
+
+#: Of a thousand rows the histogram's AUC is so near the exact one; log loss is exact.
+AUC_STEP = 5e-4
+
+
+def found(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Variant -> its figures for the label and its facts."""
+    results = outcome.to_json("drift")["results"]
+    return {each["interval"]: {**each, **each["labels"]["click"]} for each in results}
+
+
+def exact(rows: pa.Table, probabilities: npt.NDArray[Any], first: int) -> tuple[float, float]:
+    labels = rows["label_click"].to_numpy()[first:]
+    p = probabilities[first:].astype(np.float64)
+    return float(roc_auc_score(labels, p)), float(log_loss(labels, p))
+
+
+def test_older_parameters_predict_a_drifting_target_worse() -> None:
+    wanted = [Interval("2d", 2 * DAY_US), Interval("12h", 12 * HOUR_US), Interval("1h", HOUR_US)]
+    by_name = found(sync_interval(timeline(), learner(), wanted, 0.5))
+    assert list(by_name) == [FROZEN, "2d", "12h", "1h", EVERY_STEP]
+    auc = [each["auc"] for each in by_name.values()]
+    loss = [each["log_loss"] for each in by_name.values()]
+    # More than half a turn of the items' worth: who froze is wrong in the end, and who follows loses little.
+    assert auc[0] < 0.5 < 0.8 < auc[-1]
+    assert all(newer > older for older, newer in itertools.pairwise(auc))
+    assert all(newer < older for older, newer in itertools.pairwise(loss))
+    assert by_name["2d"]["auc_lost"] == pytest.approx(auc[-1] - auc[1])
+    assert [each["copies"] for each in by_name.values()][:3] == [1, 3, 11]
+    assert {each["rows"] for each in by_name.values()} == {3_000}
+
+
+@pytest.mark.parametrize("features", [None, STREAMING], ids=["ids", "streaming"])
+def test_a_copy_before_every_step_is_the_plain_pass(features: Any) -> None:
+    rows = drifting(2_000)
+    trained = learner() if features is None else learner(features=features)
+    by_name = found(sync_interval(timeline(rows), trained, [Interval("0s", 0)], 0.4))
+    model = build_model(trained.spec, trained.features)
+    outs = one_pass(
+        timeline(rows), trained, model, EmbeddedStore(store_config(model)), predictions=True, element_rows=500
+    )
+    table = pa.Table.from_batches([batch for out in outs for batch in out.predictions])
+    assert table["_offset"].to_pylist() == list(range(2_000))
+    auc, loss = exact(rows, table["p_click"].to_numpy(), 800)
+    for name in ("0s", EVERY_STEP):
+        assert by_name[name]["auc"] == pytest.approx(auc, abs=AUC_STEP)
+        assert by_name[name]["log_loss"] == pytest.approx(loss, abs=1e-6)
+    assert by_name["0s"]["log_loss"] == pytest.approx(by_name[EVERY_STEP]["log_loss"], abs=1e-7)
+    assert by_name["0s"]["copies"] == -(-2_000 // BATCH) - 800 // BATCH
+    assert by_name[FROZEN]["auc"] < auc - 0.01
+
+
+@pytest.mark.parametrize("kind", ["lr", "deepfm"])
+def test_each_copy_is_the_model_that_training_had_made_by_then(kind: str) -> None:
+    rows, first, every_us = drifting(1_500), 700, 3 * DAY_US
+    spec = ModelSpec(
+        kind="lr" if kind == "lr" else "deepfm", labels=("click",), hidden=() if kind == "lr" else (8,)
+    )
+    trained = learner(spec)
+    by_name = found(sync_interval(timeline(rows), trained, [Interval("3d", every_us)], first / 1_500))
+    times = rows["_time"].to_numpy()
+    probabilities = np.zeros(len(times))
+    period = np.maximum(0, (times - times[first]) // every_us)
+    for number in range(int(period[-1]) + 1):
+        moment = times[first] + number * every_us
+        steps = int(np.searchsorted(times, moment, side="left")) // BATCH  # that were full by then
+        here = np.flatnonzero((period == number) & (np.arange(len(times)) >= first))
+        probabilities[here] = trained_on(rows.slice(0, steps * BATCH), trained, rows.take(pa.array(here)))
+    auc, loss = exact(rows, probabilities, first)
+    assert by_name["3d"]["auc"] == pytest.approx(auc, abs=AUC_STEP)
+    assert by_name["3d"]["log_loss"] == pytest.approx(loss, abs=1e-5)
+    assert by_name["3d"]["copies"] == period[-1] + 1 >= 2
+
+
+def trained_on(past: pa.Table, trained: Learner, asked: pa.Table) -> npt.NDArray[Any]:
+    """What a model that learned these rows alone, in a store of its own, predicts."""
+    model = build_model(trained.spec, trained.features)
+    store = EmbeddedStore(store_config(model))
+    list(one_pass(timeline(past), trained, model, store))
+    (batch,) = asked.combine_chunks().to_batches()
+    return predict_batch(model, batch, store.pull)["click"]
+
+
+def test_streaming_features_can_be_as_old_as_the_copy() -> None:
+    wanted = [Interval("1d", DAY_US)]
+    fresh, stale = (
+        found(sync_interval(timeline(), learner(features=STREAMING), wanted, 0.5, own_features=own))
+        for own in (False, True)
+    )
+    # What a rate means does not change, so a frozen model loses little while it is told the items' rates.
+    assert fresh[FROZEN]["auc"] > fresh[EVERY_STEP]["auc"] - 0.01
+    assert stale[FROZEN]["auc"] + 0.05 < stale["1d"]["auc"] < fresh["1d"]["auc"] - 0.02
+    assert stale[EVERY_STEP]["log_loss"] == pytest.approx(fresh[EVERY_STEP]["log_loss"], abs=1e-6)
+
+
+def test_the_table_on_the_terminal_has_a_line_for_each_interval() -> None:
+    outcome = sync_interval(timeline(drifting(1_000)), learner(), [Interval("1d", DAY_US)], 0.25)
+    text = io.StringIO()
+    outcome.print(Console(file=text, width=200))
+    lines = text.getvalue().splitlines()
+    assert "750 rows scored" in lines[0] and "after 250 rows" in lines[0]
+    assert lines[1].split("  ")[0] == "interval" and "copies" in lines[1]
+    shown = [line for line in lines if line.startswith((FROZEN, "1d", EVERY_STEP))]
+    assert len(shown) == 3
+    assert all(
+        f"{each['auc']:.4f}" in line for line, each in zip(shown, found(outcome).values(), strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_the_command_writes_table_and_plots(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    spec = write_job(tmp_path)
+    write_examples(load_spec(spec), drifting(1_200))
+    words = ("--intervals", "6h, 2d", "--warm-up", "0.25", "--json", "--out", tmp_path / "out")
+    done = cli("experiment", "sync-interval", spec, *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [each["interval"] for each in told["results"]] == [FROZEN, "2d", "6h", EVERY_STEP]
+    assert (told["experiment"], told["job"], told["scored_rows"]) == ("sync-interval", "drift", 900)
+    assert json.loads((tmp_path / "out" / "sync-interval.json").read_text()) == told
+    page = (tmp_path / "out" / "sync-interval.html").read_text()
+    assert page.count('class="plotly-graph-div"') == 2
+    assert f"{told['results'][1]['labels']['click']['auc']:.4f}" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--intervals", "1h,soon"), "a duration is a number and a unit"),
+        (("--intervals", "1h,1h"), "different values in --intervals"),
+        (("--intervals", "frozen"), "a duration"),
+        (("--warm-up", "1"), "expected --warm-up from 0 up to"),
+        (("--from", "2026-01-02", "--to", "2026-01-02"), "--from before --to"),
+    ],
+)
+def test_wrong_options_are_named(
+    tmp_path: Path, words: tuple[str, ...], says: str, cli: Callable[..., Any]
+) -> None:
+    done = cli("experiment", "sync-interval", write_job(tmp_path), *words)
+    assert done.returncode == 2
+    assert says in done.stderr
