@@ -1,8 +1,9 @@
-"""``cuckooflow experiment sync-interval``: what a job's choices cost, measured on its own examples log."""
+"""``cuckooflow experiment sync-interval | collisions``: what a job's choices cost, measured on its own examples log."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from cuckooflow.errors import SpecError
 from cuckooflow.models.duration import parse_duration
 
 if TYPE_CHECKING:
+    from cuckooflow.pipelines.experiments.collisions import Size
     from cuckooflow.pipelines.experiments.outcome import Outcome
     from cuckooflow.pipelines.experiments.timeline import Timeline
     from cuckooflow.pipelines.job_spec import JobSpec
@@ -40,11 +42,6 @@ RowsMax = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON value instead of a table")]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for the plots and the table as files")]
 ROWS_MAX = 10_000_000
-
-
-@app.callback()
-def _group() -> None:
-    """So that the only command has its name."""
 
 
 @app.command("sync-interval")
@@ -86,6 +83,36 @@ def sync_interval_command(
     _show(outcome, job, as_json, out)
 
 
+@app.command("collisions")
+def collisions_command(
+    spec_file: SpecFile,
+    sizes: Annotated[
+        str,
+        typer.Option(
+            help="rows of hashed tables, by comma: numbers, or 1/n of the rows that the collisionless table has in the end"
+        ),
+    ] = "1/1,1/2,1/4,1/16",
+    warm_up: WarmUp = 0.5,
+    first: First = None,
+    until: Until = None,
+    rows_max: RowsMax = ROWS_MAX,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """What collisions cost: hashed tables of several sizes beside the collisionless one, each in a pass of its own."""
+    from cuckooflow.pipelines.experiments.collisions import collisions
+    from cuckooflow.pipelines.experiments.learner import learner_of
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    wanted = [_size(text) for text in _listed("--sizes", sizes)]
+    _check_share("--warm-up", warm_up)
+    job = load_spec(spec_file)
+    timeline = _timeline(job, first, until, rows_max)
+    with _progress(len(timeline) * (1 + len(wanted)), as_json) as told:
+        outcome = collisions(timeline, learner_of(job), wanted, warm_up, told)
+    _show(outcome, job, as_json, out)
+
+
 # --- what the experiments share ----------------------------------------------------------------
 
 
@@ -101,6 +128,16 @@ def _interval_us(text: str) -> int:
         return parse_duration(text)
     except ValueError as error:
         raise SpecError(f"--intervals: {error}; received {text!r}") from None
+
+
+def _size(text: str) -> Size:
+    from cuckooflow.pipelines.experiments.collisions import Size
+
+    match = re.fullmatch(r"(1/)?(\d{1,19})", text)
+    number = int(match[2]) if match else 0
+    if match is None or not 1 <= number <= 1 << 63:
+        raise SpecError(f"expected numbers of rows from 1 to 2^63, or 1/n, in --sizes, received {text!r}")
+    return Size(text, share=1 / number) if match[1] else Size(text, rows=number)
 
 
 def _check_share(option: str, share: float) -> None:

@@ -153,7 +153,8 @@ class Outcome:
                     _shown(found["log_loss"], ".4f"),
                     _shown(found["calibration"], ".3f"),
                 ]
-            lines.append(line + [_shown(variant.facts[name], ",.0f") for name in self._shown_facts()])
+            facts = [variant.facts[name] for name in self._shown_facts()]
+            lines.append(line + [_shown(fact, "," if isinstance(fact, int) else ".3f") for fact in facts])
         return lines
 
     def _by_variant(self) -> str:

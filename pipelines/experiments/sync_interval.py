@@ -5,7 +5,7 @@ the scored time begins, and again whenever a row's event time is an interval or 
 ``frozen``, which is never made again, is the limit of long intervals. A copy holds the steps that were made by then:
 rows that wait for their batch to fill are not learned yet.
 
-Monolith (arXiv 2209.07663), section 3.3, asks the same of its own logs.
+Monolith (arXiv 2209.07663, section 3) asks the same of its own logs.
 """
 
 from __future__ import annotations
