@@ -1,4 +1,4 @@
-"""``cuckooflow experiment sync-interval | collisions``: what a job's choices cost, measured on its own examples log."""
+"""``cuckooflow experiment sync-interval | collisions | reliability``: what a job's choices cost, measured on its own examples log."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ RowsMax = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON value instead of a table")]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for the plots and the table as files")]
 ROWS_MAX = 10_000_000
+HOUR_US = 3_600_000_000
+HOURS_MAX = 100_000
 
 
 @app.command("sync-interval")
@@ -113,6 +115,44 @@ def collisions_command(
     _show(outcome, job, as_json, out)
 
 
+@app.command("reliability")
+def reliability_command(
+    spec_file: SpecFile,
+    shards: Annotated[int, typer.Option(min=1, help="how many shards the store has")] = 3,
+    shard: Annotated[int, typer.Option(min=0, help="which of them is lost")] = 0,
+    hours: Annotated[float, typer.Option(help="how old the checkpoint is that it is restored from")] = 24.0,
+    next_hours: Annotated[float, typer.Option("--next", help="hours after the loss that are scored")] = 24.0,
+    warm_up: WarmUp = 0.5,
+    first: First = None,
+    until: Until = None,
+    rows_max: RowsMax = ROWS_MAX,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """What a lost shard costs: restored some hours old, with replay of the examples log and without, in a pass each.
+
+    It is lost where the rows that are scored begin.
+    """
+    from cuckooflow.embedding_store.shards import Shard, check_shard
+    from cuckooflow.pipelines.experiments.learner import learner_of
+    from cuckooflow.pipelines.experiments.reliability import Loss, reliability
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    if shard >= shards:
+        raise SpecError(f"expected --shard from 0 to {shards - 1}, received {shard}")
+    for option, value in (("--hours", hours), ("--next", next_hours)):
+        if not 0 < value <= HOURS_MAX:
+            raise SpecError(f"expected {option} above 0, up to {HOURS_MAX:,}, received {value:g}")
+    _check_share("--warm-up", warm_up)
+    job = load_spec(spec_file)
+    check_shard(Shard(shard, shards), job.store.buckets)
+    timeline = _timeline(job, first, until, rows_max)
+    loss = Loss(shards, shard, round(hours * HOUR_US), round(next_hours * HOUR_US))
+    with _progress(None, as_json) as told:
+        outcome = reliability(timeline, learner_of(job), loss, warm_up, told)
+    _show(outcome, job, as_json, out)
+
+
 # --- what the experiments share ----------------------------------------------------------------
 
 
@@ -159,8 +199,8 @@ def _time_us(time: datetime) -> int:
 
 
 @contextmanager
-def _progress(rows: int, hidden: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal; what it gives is told how many rows more are done."""
+def _progress(rows: int | None, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal; what it gives is told how many rows more are done, of all or of nobody knows how many."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

@@ -5,7 +5,7 @@ Nothing waits for time to pass, so every batch but the last is full, and the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from cuckooflow.embedding_store.api import Floats, Store
 from cuckooflow.models.base import Model
@@ -29,7 +29,7 @@ def one_pass(
     before_push: BeforePush | None = None,
     predictions: bool = False,
     element_rows: int = ELEMENT_ROWS,
-) -> Iterator[Output]:
+) -> Generator[Output, None, None]:
     """Train all examples, element by element; what the trainer gives back of each.
 
     Args:
