@@ -79,6 +79,7 @@ def sync_interval_command(
     wanted.sort(key=lambda interval: -(interval.us or 0))
     _check_share("--warm-up", warm_up)
     job = load_spec(spec_file)
+    _make(out)
     timeline = _timeline(job, first, until, rows_max)
     with _progress(len(timeline), as_json) as told:
         outcome = sync_interval(timeline, learner_of(job), wanted, warm_up, stale_features, told)
@@ -109,6 +110,7 @@ def collisions_command(
     wanted = [_size(text) for text in _listed("--sizes", sizes)]
     _check_share("--warm-up", warm_up)
     job = load_spec(spec_file)
+    _make(out)
     timeline = _timeline(job, first, until, rows_max)
     with _progress(len(timeline) * (1 + len(wanted)), as_json) as told:
         outcome = collisions(timeline, learner_of(job), wanted, warm_up, told)
@@ -146,6 +148,7 @@ def reliability_command(
     _check_share("--warm-up", warm_up)
     job = load_spec(spec_file)
     check_shard(Shard(shard, shards), job.store.buckets)
+    _make(out)
     timeline = _timeline(job, first, until, rows_max)
     loss = Loss(shards, shard, round(hours * HOUR_US), round(next_hours * HOUR_US))
     with _progress(None, as_json) as told:
@@ -172,17 +175,28 @@ def _interval_us(text: str) -> int:
 
 def _size(text: str) -> Size:
     from cuckooflow.pipelines.experiments.collisions import Size
+    from cuckooflow.pipelines.experiments.hashed import SIZE_MAX
 
-    match = re.fullmatch(r"(1/)?(\d{1,19})", text)
+    match = re.fullmatch(r"(1/)?(\d{1,16})", text)
     number = int(match[2]) if match else 0
-    if match is None or not 1 <= number <= 1 << 63:
-        raise SpecError(f"expected numbers of rows from 1 to 2^63, or 1/n, in --sizes, received {text!r}")
+    if match is None or not 1 <= number <= SIZE_MAX:
+        raise SpecError(f"expected numbers of rows from 1 to 2^52, or 1/n, in --sizes, received {text!r}")
     return Size(text, share=1 / number) if match[1] else Size(text, rows=number)
 
 
 def _check_share(option: str, share: float) -> None:
     if not 0 <= share < 1:
         raise SpecError(f"expected {option} from 0 up to, but not, 1, received {share:g}")
+
+
+def _make(out: Path | None) -> None:
+    """The folder of the report, before anything that takes long."""
+    if out is None:
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"expected a folder for --out at {out}, received: {error.strerror}") from None
 
 
 def _timeline(job: JobSpec, first: datetime | None, until: datetime | None, rows_max: int) -> Timeline:

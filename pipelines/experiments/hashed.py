@@ -8,13 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from cuckooflow.embedding_store.api import Ids
+from cuckooflow.embedding_store.api import SLOT_BITS, Ids
 from cuckooflow.embedding_store.hashing import hash_column
 from cuckooflow.models.base import Model
 from cuckooflow.models.encoding import Encoded, Encoder
-from cuckooflow.models.features import FeatureSpec
+from cuckooflow.models.features import MAX_SLOTS, FeatureSpec, slots
 from cuckooflow.models.registry import build_model
 from cuckooflow.pipelines.experiments.learner import Learner
+
+#: Rows of a hashed table, at most: its ids have as many bits as a feature's values.
+SIZE_MAX = 1 << (64 - SLOT_BITS)
 
 
 def hashed_ids(ids: Ids, size: int) -> Ids:
@@ -24,29 +27,37 @@ def hashed_ids(ids: Ids, size: int) -> Ids:
 
 
 class HashedEncoder(Encoder):
-    """Gives rows of a table of fixed size for ids.
+    """Gives rows of a table of fixed size for ids, under a slot that no feature has: nobody's admission, nobody's expiry.
 
     Args:
         features: as of :class:`~cuckooflow.models.encoding.Encoder`.
-        size: rows, those of all features together; 1 to 2^63.
+        size: rows, those of all features together; 1 to :data:`SIZE_MAX`.
     """
 
     def __init__(self, features: Sequence[FeatureSpec], size: int) -> None:
         super().__init__(features)
+        taken = set(slots(features).values())
+        free = next(slot for slot in reversed(range(MAX_SLOTS)) if slot not in taken)
+        self._slot = np.uint64(free * SIZE_MAX)
         self._size = size
 
     def encode(self, batch: pa.RecordBatch) -> Encoded:
         """See :meth:`~cuckooflow.models.encoding.Encoder.encode`."""
         encoded = super().encode(batch)
-        ids = np.where(encoded.weights != 0, hashed_ids(encoded.ids, self._size), np.uint64(0))
-        return dataclasses.replace(encoded, ids=ids)
+        rows = self._slot | hashed_ids(encoded.ids, self._size)
+        return dataclasses.replace(encoded, ids=np.where(encoded.weights != 0, rows, np.uint64(0)))
 
 
 def hashed_model(learner: Learner, size: int) -> Model:
-    """The learner's model over a table of so many rows. Such a table has all its rows at once: no admission, no expiry."""
+    """The learner's model over a table of so many rows. Such a table has all its rows at once: no admission, no expiry.
+
+    Streaming features have tables of their own, which stay as they are.
+    """
     spec = learner.spec.model_copy(update={"admission": 1, "ttl": None})
     features = [
-        feature if feature.streaming else feature.model_copy(update={"admission": None, "ttl": None})
+        feature.model_copy(update={"ttl": learner.spec.ttl})
+        if feature.streaming and feature.ttl is None
+        else feature
         for feature in learner.features
     ]
     model = build_model(spec, features)

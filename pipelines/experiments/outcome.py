@@ -80,8 +80,7 @@ class Outcome:
         console.print(self.about)
 
     def write(self, folder: Path, job: str) -> Path:
-        """Write the table as JSON and the report, both named after the experiment; the report's path."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the table as JSON and the report, both named after the experiment; the report's path. The folder is there."""
         (folder / f"{self.experiment}.json").write_text(json.dumps(self.to_json(job), indent=1) + "\n")
         report = folder / f"{self.experiment}.html"
         curves = "".join(f"<div class='card'>{self._over_time(label)}</div>" for label in self._labels)
@@ -149,7 +148,7 @@ class Outcome:
                 found = self._figures(variant, label)
                 line += [
                     _shown(found["auc"], ".4f"),
-                    _shown(found["auc_lost"], "+.4f"),
+                    _shown(found["auc_lost"], "+z.4f"),
                     _shown(found["log_loss"], ".4f"),
                     _shown(found["calibration"], ".3f"),
                 ]

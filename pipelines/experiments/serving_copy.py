@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Floats, Ids, Store
 from cuckooflow.embedding_store.read_store import ReadStore
+from cuckooflow.errors import FullDeltaNeeded
 from cuckooflow.models.base import Lookup, Model, predict_batch
 from cuckooflow.transforms.training_rows import TrainingRows
 
@@ -32,7 +33,10 @@ class ServingCopy:
 
     def sync(self) -> None:
         """Hold what the store holds now."""
-        delta = self._store.delta(self._name, full=self._held.version is None)
+        try:
+            delta = self._store.delta(self._name, full=self._held.version is None)
+        except FullDeltaNeeded:  # more was touched since than the store lists
+            delta = self._store.delta(self._name, full=True)
         self._held.apply(delta)
         self._store.ack(self._name, delta.version)
         self.syncs += 1

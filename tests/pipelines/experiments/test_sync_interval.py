@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -17,13 +18,17 @@ from rich.console import Console
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cuckooflow.embedding_store.store import EmbeddedStore
+from cuckooflow.errors import FullDeltaNeeded
+from cuckooflow.models.base import distinct
 from cuckooflow.models.registry import build_model, predict_batch, store_config
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.pipelines.experiments.learner import Learner
 from cuckooflow.pipelines.experiments.one_pass import one_pass
 from cuckooflow.pipelines.experiments.outcome import Outcome
+from cuckooflow.pipelines.experiments.serving_copy import ServingCopy
 from cuckooflow.pipelines.experiments.sync_interval import EVERY_STEP, FROZEN, Interval, sync_interval
 from cuckooflow.pipelines.spec_file import load_spec
+from cuckooflow.transforms.training_rows import TrainingRows
 from tests.pipelines.experiments.drifting import (
     BATCH,
     DAY_US,
@@ -118,6 +123,32 @@ def trained_on(past: pa.Table, trained: Learner, asked: pa.Table) -> npt.NDArray
     return predict_batch(model, batch, store.pull)["click"]
 
 
+def test_a_copy_whose_delta_was_forgotten_is_made_whole() -> None:
+    trained = learner()
+    model = build_model(trained.spec, trained.features)
+    store = EmbeddedStore(dataclasses.replace(store_config(model), delta_backlog_max=10))
+    copy = ServingCopy("late", model, store, own_features=False)
+    rows: list[TrainingRows] = []
+    for made, _ in enumerate(
+        one_pass(timeline(drifting(640)), trained, model, store, seen(rows), element_rows=BATCH)
+    ):
+        if made in (3, 15):
+            copy.sync()
+    lookup = distinct(rows[-1].encoded)
+    wanted = model.predict(rows[-1].encoded, lookup, *store.pull(model.wanted(lookup)))
+    assert not np.allclose(copy.predict(rows[-1], lookup), wanted, atol=1e-4)
+    with pytest.raises(FullDeltaNeeded):
+        store.delta("late")
+    copy.sync()
+    np.testing.assert_array_equal(copy.predict(rows[-1], lookup), wanted)
+    assert copy.syncs == 3
+
+
+def seen(rows: list[TrainingRows]) -> Callable[[TrainingRows, Any], None]:
+    """Keeps the rows of each step."""
+    return lambda step, _: rows.append(step)
+
+
 def test_streaming_features_can_be_as_old_as_the_copy() -> None:
     wanted = [Interval("1d", DAY_US)]
     fresh, stale = (
@@ -166,6 +197,7 @@ def test_the_command_writes_table_and_plots(tmp_path: Path, cli: Callable[..., A
         (("--intervals", "1h,soon"), "a duration is a number and a unit"),
         (("--intervals", "1h,1h"), "different values in --intervals"),
         (("--intervals", "frozen"), "a duration"),
+        (("--out", "/dev/null/out"), "expected a folder for --out"),
         (("--warm-up", "1"), "expected --warm-up from 0 up to"),
         (("--from", "2026-01-02", "--to", "2026-01-02"), "--from before --to"),
     ],
