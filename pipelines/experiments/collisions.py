@@ -16,7 +16,7 @@ from cuckooflow.models.base import Model
 from cuckooflow.models.registry import build_model, store_config
 from cuckooflow.pipelines.experiments.hashed import hashed_ids, hashed_model
 from cuckooflow.pipelines.experiments.learner import Learner
-from cuckooflow.pipelines.experiments.one_pass import one_pass
+from cuckooflow.pipelines.experiments.one_pass import Refusals, one_pass
 from cuckooflow.pipelines.experiments.outcome import Outcome
 from cuckooflow.pipelines.experiments.scored import Scored, Scores, after_warm_up
 from cuckooflow.pipelines.experiments.timeline import Timeline
@@ -58,19 +58,17 @@ def collisions(
         told: given the number of rows trained, now and then, in each of the passes.
 
     Raises:
-        NoExamples: no row is left to score.
+        NoExamples: no row is left to score, or could be trained.
     """
     which = after_warm_up(timeline, warm_up)
     model = build_model(learner.spec, learner.features)
-    trained = _train(timeline, learner, model, which, told)
-    ids = trained.ids
-    variants = [trained.scores.variant(COLLISIONLESS, table_rows=len(ids), ids_that_share=0.0)]
-    refused = trained.refused
+    refused = Refusals()
+    scores, ids = _train(timeline, learner, model, which, refused, told)
+    variants = [scores.variant(COLLISIONLESS, table_rows=len(ids), ids_that_share=0.0)]
     for size in sizes:
         rows = size.of(len(ids))
-        hashed = _train(timeline, learner, hashed_model(learner, rows), which, told)
-        refused += hashed.refused
-        variants.append(hashed.scores.variant(size.name, table_rows=rows, ids_that_share=sharing(ids, rows)))
+        scores, _ = _train(timeline, learner, hashed_model(learner, rows), which, refused, told)
+        variants.append(scores.variant(size.name, table_rows=rows, ids_that_share=sharing(ids, rows)))
     return Outcome(
         experiment="collisions",
         title="What collisions cost",
@@ -83,7 +81,7 @@ def collisions(
         reference=COLLISIONLESS,
         variants=variants,
         scored=which,
-        refused_rows=refused,
+        refused=refused,
         facts={"ids": len(ids), "batch_size": learner.options.batch_size},
     )
 
@@ -96,23 +94,21 @@ def sharing(ids: Ids, size: int) -> float:
     return float((count[place] > 1).mean())
 
 
-@dataclass(frozen=True)
-class _Trained:
-    scores: Scores
-    ids: Ids
-    refused: int
-
-
 def _train(
-    timeline: Timeline, learner: Learner, model: Model, which: Scored, told: Callable[[int], None]
-) -> _Trained:
+    timeline: Timeline,
+    learner: Learner,
+    model: Model,
+    which: Scored,
+    refused: Refusals,
+    told: Callable[[int], None],
+) -> tuple[Scores, Ids]:
+    """One pass over a store of its own: its figures, and the ids that have rows in the end."""
     store = EmbeddedStore(store_config(model, buckets=learner.buckets))
     scores = Scores(model.labels, which, learner.correction)
-    refused = 0
     for out in one_pass(timeline, learner, model, store, scores.add):
-        refused += sum(batch.num_rows for batch in out.dead)
+        refused.add(out)
         told(sum(tick.rows for tick in out.ticks))
     # Every table of a model is looked up with the same ids.
     ids, _ = store.rows(model.tables[0].name)
     store.close()
-    return _Trained(scores, ids, refused)
+    return scores, ids

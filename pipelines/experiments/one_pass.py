@@ -6,6 +6,7 @@ Nothing waits for time to pass, so every batch but the last is full, and the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 
 from cuckooflow.embedding_store.api import Floats, Store
 from cuckooflow.models.base import Model
@@ -17,6 +18,27 @@ from cuckooflow.transforms.training_rows import TrainingRows
 
 #: So long a batch may fill up and a store go unasked: for ever.
 _NEVER_US = 1 << 62
+
+
+@dataclass
+class Refusals:
+    """Rows that could not be trained.
+
+    Attributes:
+        rows: how many.
+        reason: of the first of them.
+    """
+
+    rows: int = 0
+    reason: str | None = None
+
+    def add(self, out: Output) -> None:
+        """Count those of one element."""
+        for dead in out.dead:
+            self.rows += dead.num_rows
+            if self.reason is None and dead.num_rows:
+                self.reason = dead.column("detail")[0].as_py()
+
 
 BeforePush = Callable[[TrainingRows, Floats], None]
 

@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cuckooflow.errors import NoExamples
 from cuckooflow.models.progressive import LabelMetrics
+from cuckooflow.pipelines.experiments.one_pass import Refusals
 from cuckooflow.pipelines.experiments.scored import Scored, Variant
 from cuckooflow.pipelines.html_report import plot, plot_html, table_html, time_of, write_page
 
@@ -32,8 +34,11 @@ class Outcome:
         reference: the name of the one that the others' loss is counted from.
         variants: in the order of the table; all have the same labels and facts.
         scored: the rows that were scored.
-        refused_rows: rows that could not be trained, in all passes.
+        refused: rows that could not be trained, in all passes.
         facts: what holds for all variants.
+
+    Raises:
+        NoExamples: no row was scored.
     """
 
     experiment: str
@@ -43,8 +48,16 @@ class Outcome:
     reference: str
     variants: Sequence[Variant]
     scored: Scored
-    refused_rows: int
+    refused: Refusals
     facts: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not any(variant.total(label).rows for variant in self.variants for label in self._labels):
+            why = f"{self.refused.rows:,} could not be trained: {self.refused.reason}"
+            raise NoExamples(
+                f"expected rows to score with labels {', '.join(self._labels)}, received none; "
+                f"{why if self.refused.rows else 'choose a time whose labels are known'}"
+            )
 
     def to_json(self, job: str) -> dict[str, Any]:
         """Plain values; what cannot be told, such as the AUC of rows of one kind, is None."""
@@ -57,7 +70,7 @@ class Outcome:
             "scored_rows": which.last - which.first,
             "scored_from": time_of(which.from_us).isoformat(),
             "scored_until": time_of(which.until_us).isoformat(),
-            "refused_rows": self.refused_rows,
+            "refused_rows": self.refused.rows,
             "results": [
                 {
                     self.variant: variant.name,
@@ -109,8 +122,10 @@ class Outcome:
             f"{which.last - which.first:,} rows scored, {time_of(which.from_us):%Y-%m-%d %H:%M} to "
             f"{time_of(which.until_us):%Y-%m-%d %H:%M} UTC, after {which.first:,} rows of warm-up."
         )
-        if self.refused_rows:
-            line += f" {self.refused_rows:,} rows could not be trained and are not scored."
+        if self.refused.rows:
+            line += (
+                f" {self.refused.rows:,} rows could not be trained and are not scored: {self.refused.reason}."
+            )
         return line
 
     def _figures(self, variant: Variant, label: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from cuckooflow.models.registry import build_model, store_config
 from cuckooflow.pipelines.curves import curve_of_records
 from cuckooflow.pipelines.experiments.learner import Learner
 from cuckooflow.pipelines.experiments.local_shards import LocalShards
-from cuckooflow.pipelines.experiments.one_pass import one_pass
+from cuckooflow.pipelines.experiments.one_pass import Refusals, one_pass
 from cuckooflow.pipelines.experiments.outcome import Outcome
 from cuckooflow.pipelines.experiments.scored import Scored, Variant, scored
 from cuckooflow.pipelines.experiments.timeline import INCARNATION, LOG, Timeline
@@ -74,7 +74,7 @@ def reliability(
         told: given the number of rows trained, now and then, in each of the passes.
 
     Raises:
-        NoExamples: there are none from before the checkpoint, or after the loss.
+        NoExamples: there are none from before the checkpoint, or after the loss, or none could be trained.
         SpecError: the job's store cannot have so many shards.
     """
     batch = learner.options.batch_size
@@ -105,7 +105,7 @@ def reliability(
         reference=UNDISTURBED,
         variants=variants,
         scored=which,
-        refused_rows=passes.refused,
+        refused=passes.refused,
         facts={
             "shards": loss.shards,
             "shard": loss.shard,
@@ -136,7 +136,7 @@ class _Passes:
         self._told = told
         self._model = build_model(learner.spec, learner.features)
         self.config = store_config(self._model, buckets=learner.buckets)
-        self.refused = 0
+        self.refused = Refusals()
 
     def run(self, name: str) -> Variant:
         """One pass, to the end of the scored rows."""
@@ -154,7 +154,7 @@ class _Passes:
         steps = one_pass(self._timeline, self._learner, self._model, shards.client, element_rows=batch)
         with closing(steps):
             for made, out in enumerate(steps, 1):
-                self.refused += sum(dead.num_rows for dead in out.dead)
+                self.refused.add(out)
                 self._told(sum(tick.rows for tick in out.ticks))
                 if made > course.lost:
                     records += out.metrics

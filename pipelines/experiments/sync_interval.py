@@ -20,7 +20,7 @@ from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.models.base import Lookup, distinct
 from cuckooflow.models.registry import build_model, store_config
 from cuckooflow.pipelines.experiments.learner import Learner
-from cuckooflow.pipelines.experiments.one_pass import one_pass
+from cuckooflow.pipelines.experiments.one_pass import Refusals, one_pass
 from cuckooflow.pipelines.experiments.outcome import Outcome
 from cuckooflow.pipelines.experiments.scored import Scored, Scores, Variant, after_warm_up
 from cuckooflow.pipelines.experiments.serving_copy import ServingCopy
@@ -67,7 +67,7 @@ def sync_interval(
         told: given the number of rows trained, now and then.
 
     Raises:
-        NoExamples: no row is left to score.
+        NoExamples: no row is left to score, or could be trained.
     """
     which = after_warm_up(timeline, warm_up)
     model = build_model(learner.spec, learner.features)
@@ -89,14 +89,14 @@ def sync_interval(
         for each in served:
             each.predict(rows, lookup)
 
-    refused = 0
+    refused = Refusals()
     # A copy's features are those of the store's tables, which in a stream move on with every step.
     rows_at_once = learner.options.batch_size if own_features else ELEMENT_ROWS
     for out in one_pass(timeline, learner, model, store, before_push, element_rows=rows_at_once):
-        refused += sum(batch.num_rows for batch in out.dead)
+        refused.add(out)
         told(sum(tick.rows for tick in out.ticks))
     store.close()
-    step_us = round(float(np.median(step_times_us)))
+    step_us = round(float(np.median(step_times_us))) if step_times_us else 0
     return Outcome(
         experiment="sync-interval",
         title="What serving older parameters costs",
@@ -110,7 +110,7 @@ def sync_interval(
         reference=EVERY_STEP,
         variants=[*(each.variant() for each in served), own.variant(EVERY_STEP, interval_s=0.0, copies=None)],
         scored=which,
-        refused_rows=refused,
+        refused=refused,
         facts={
             "step_s": step_us / 1e6,
             "batch_size": learner.options.batch_size,

@@ -18,10 +18,11 @@ from rich.console import Console
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cuckooflow.embedding_store.store import EmbeddedStore
-from cuckooflow.errors import FullDeltaNeeded
+from cuckooflow.errors import FullDeltaNeeded, NoExamples
 from cuckooflow.models.base import distinct
 from cuckooflow.models.registry import build_model, predict_batch, store_config
-from cuckooflow.models.spec import ModelSpec
+from cuckooflow.models.spec import ModelSpec, OptimizerSpec
+from cuckooflow.pipelines.curves import curve_of_records, total
 from cuckooflow.pipelines.experiments.learner import Learner
 from cuckooflow.pipelines.experiments.one_pass import one_pass
 from cuckooflow.pipelines.experiments.outcome import Outcome
@@ -208,3 +209,54 @@ def test_wrong_options_are_named(
     done = cli("experiment", "sync-interval", write_job(tmp_path), *words)
     assert done.returncode == 2
     assert says in done.stderr
+
+
+@pytest.mark.parametrize("correction", ["log_odds", "weight"])
+def test_figures_of_sampled_negatives_are_those_that_the_trainer_tells(correction: Any) -> None:
+    rows = drifting(1_500)
+    kept = (rows["label_click"].to_numpy() == 1) | (np.arange(1_500) % 2 == 0)
+    rows = rows.filter(pa.array(kept))
+    rows = rows.append_column("_rate", pa.array(np.full(rows.num_rows, 0.5, np.float32)))
+    trained = dataclasses.replace(learner(), correction=correction)
+    by_name = found(sync_interval(timeline(rows), trained, [Interval("0s", 0)], 0.0))
+    model = build_model(trained.spec, trained.features)
+    outs = one_pass(timeline(rows), trained, model, EmbeddedStore(store_config(model)))
+    told = total(curve_of_records([record for out in outs for record in out.metrics], "click"))
+    for name in ("0s", EVERY_STEP):
+        assert by_name[name]["rows"] == told.rows == rows.num_rows
+        assert by_name[name]["auc"] == pytest.approx(told.auc(), abs=1e-5)
+        assert by_name[name]["log_loss"] == pytest.approx(told.log_loss(), abs=1e-6)
+        assert by_name[name]["calibration"] == pytest.approx(told.calibration(), abs=1e-5)
+    # Half of the negatives are kept, and count twice.
+    assert told.weight == pytest.approx(1_500, rel=0.05)
+
+
+def test_what_cannot_be_told_is_none() -> None:
+    rows = drifting(400)
+    positive = pa.array(np.ones(400, np.uint8))
+    rows = rows.set_column(rows.column_names.index("label_click"), "label_click", positive)
+    outcome = sync_interval(timeline(rows), learner(), [], 0.5)
+    told = json.loads(json.dumps(outcome.to_json("drift"), allow_nan=False))
+    figures = told["results"][0]["labels"]["click"]
+    assert (figures["auc"], figures["auc_lost"], figures["rows"]) == (None, None, 200)
+    assert figures["log_loss"] > 0
+
+
+def test_rows_that_cannot_be_trained_are_told() -> None:
+    rows = drifting(400)
+    lists = rows.set_column(rows.column_names.index("user"), "user", pa.array([["a"]] * 400))
+    with pytest.raises(NoExamples, match=r"400 could not be trained: feature 'user'.*list"):
+        sync_interval(timeline(lists), learner(), [], 0.5)
+    unknown = rows.set_column(
+        rows.column_names.index("label_click"), "label_click", pa.nulls(400, pa.uint8())
+    )
+    with pytest.raises(NoExamples, match="whose labels are known"):
+        sync_interval(timeline(unknown), learner(), [], 0.5)
+
+
+def test_steps_that_are_not_finite_are_counted_and_not_scored() -> None:
+    spec = ModelSpec(kind="lr", labels=("click",), dense=OptimizerSpec(kind="sgd", learning_rate=1e38))
+    outcome = sync_interval(timeline(drifting(400)), learner(spec), [], 0.0)
+    told = outcome.to_json("drift")
+    assert 0 < told["refused_rows"] < 400
+    assert {each["labels"]["click"]["rows"] for each in told["results"]} == {400 - told["refused_rows"]}
