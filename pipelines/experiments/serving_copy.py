@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Floats, Ids, Store
+from cuckooflow.embedding_store.distinct import Lookup
 from cuckooflow.embedding_store.read_store import ReadStore
 from cuckooflow.errors import FullDeltaNeeded
-from cuckooflow.models.base import Lookup, Model, predict_batch
+from cuckooflow.models.base import Model, predict_batch
 from cuckooflow.transforms.training_rows import TrainingRows
 
 

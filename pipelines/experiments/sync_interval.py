@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cuckooflow.embedding_store.api import Floats
+from cuckooflow.embedding_store.distinct import Lookup
 from cuckooflow.embedding_store.store import EmbeddedStore
-from cuckooflow.models.base import Lookup, distinct
+from cuckooflow.models.base import distinct
 from cuckooflow.models.registry import build_model, store_config
 from cuckooflow.pipelines.experiments.learner import Learner
 from cuckooflow.pipelines.experiments.one_pass import Refusals, one_pass
