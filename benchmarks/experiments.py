@@ -34,6 +34,8 @@ from cuckooflow.transforms.training_options import TrainingOptions
 INTERVALS = ("24h", "6h", "1h", "10m", "1m")
 SHARES = (1, 2, 4, 16)
 LABEL = "is_click"
+#: As the command's default.
+PHASES = 4
 #: What comes before the scored rows.
 WARM_UP = 0.5
 
@@ -43,7 +45,7 @@ def run(experiment: str, timeline: Timeline, learner: Learner) -> Outcome:
     if experiment == "collisions":
         return collisions(timeline, learner, [Size(f"1/{n}", share=1 / n) for n in SHARES], WARM_UP)
     intervals = [Interval(text, parse_duration(text)) for text in INTERVALS]
-    return sync_interval(timeline, learner, intervals, WARM_UP)
+    return sync_interval(timeline, learner, intervals, WARM_UP, phases=PHASES)
 
 
 def claim(outcome: Outcome) -> dict[str, float]:
@@ -52,7 +54,7 @@ def claim(outcome: Outcome) -> dict[str, float]:
     Of intervals: the most that a longer one is better than the next shorter one. Of tables: the most that a hashed one is better
     than the collisionless one, and what one of a quarter of its size loses.
     """
-    auc = {variant.name: variant.total(LABEL).auc() for variant in outcome.variants}
+    auc = {variant.name: variant.figures(LABEL).auc for variant in outcome.variants}
     if outcome.experiment == "sync-interval":
         served = [value for name, value in auc.items() if name != EVERY_STEP]
         return {"longer_better_by": max(older - newer for older, newer in itertools.pairwise(served))}

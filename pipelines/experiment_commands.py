@@ -42,6 +42,8 @@ RowsMax = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON value instead of a table")]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for the plots and the table as files")]
 ROWS_MAX = 10_000_000
+#: Each has up to 8 consumers of the store's deltas, of at most 64.
+INTERVALS_MAX = 7
 HOUR_US = 3_600_000_000
 HOURS_MAX = 100_000
 
@@ -56,6 +58,14 @@ def sync_interval_command(
         ),
     ] = "24h,6h,1h,10m,1m",
     warm_up: WarmUp = 0.5,
+    phases: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=8,
+            help="copies an interval, made at times spread over it; the mean is told, so the time of day does not count",
+        ),
+    ] = 4,
     stale_features: Annotated[
         bool, typer.Option("--stale-features", help="streaming features are as old as the parameters, too")
     ] = False,
@@ -76,13 +86,15 @@ def sync_interval_command(
     wanted = [Interval(text, _interval_us(text)) for text in _listed("--intervals", intervals)]
     if FROZEN in {interval.name for interval in wanted}:
         raise SpecError(f"expected durations in --intervals, received {FROZEN}, which comes by itself")
+    if len(wanted) > INTERVALS_MAX:
+        raise SpecError(f"expected at most {INTERVALS_MAX} values in --intervals, received {len(wanted)}")
     wanted.sort(key=lambda interval: -(interval.us or 0))
     _check_share("--warm-up", warm_up)
     job = load_spec(spec_file)
     _make(out)
     timeline = _timeline(job, first, until, rows_max)
     with _progress(len(timeline), as_json) as told:
-        outcome = sync_interval(timeline, learner_of(job), wanted, warm_up, stale_features, told)
+        outcome = sync_interval(timeline, learner_of(job), wanted, warm_up, stale_features, phases, told)
     _show(outcome, job, as_json, out)
 
 

@@ -18,7 +18,7 @@ from cuckooflow.pipelines.experiments.hashed import hashed_ids, hashed_model
 from cuckooflow.pipelines.experiments.learner import Learner
 from cuckooflow.pipelines.experiments.one_pass import Refusals, one_pass
 from cuckooflow.pipelines.experiments.outcome import Outcome
-from cuckooflow.pipelines.experiments.scored import Scored, Scores, after_warm_up
+from cuckooflow.pipelines.experiments.scored import Scored, Scores, Variant, after_warm_up
 from cuckooflow.pipelines.experiments.timeline import Timeline
 
 COLLISIONLESS = "collisionless"
@@ -64,11 +64,11 @@ def collisions(
     model = build_model(learner.spec, learner.features)
     refused = Refusals()
     scores, ids = _train(timeline, learner, model, which, refused, told)
-    variants = [scores.variant(COLLISIONLESS, table_rows=len(ids), ids_that_share=0.0)]
+    variants = [_variant(COLLISIONLESS, scores, len(ids), 0.0)]
     for size in sizes:
         rows = size.of(len(ids))
         scores, _ = _train(timeline, learner, hashed_model(learner, rows), which, refused, told)
-        variants.append(scores.variant(size.name, table_rows=rows, ids_that_share=sharing(ids, rows)))
+        variants.append(_variant(size.name, scores, rows, sharing(ids, rows)))
     return Outcome(
         experiment="collisions",
         title="What collisions cost",
@@ -84,6 +84,10 @@ def collisions(
         refused=refused,
         facts={"ids": len(ids), "batch_size": learner.options.batch_size},
     )
+
+
+def _variant(name: str, scores: Scores, rows: int, share: float) -> Variant:
+    return Variant(name, [scores.curves()], {"table_rows": rows, "ids_that_share": share})
 
 
 def sharing(ids: Ids, size: int) -> float:

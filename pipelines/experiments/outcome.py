@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cuckooflow.errors import NoExamples
-from cuckooflow.models.progressive import LabelMetrics
 from cuckooflow.pipelines.experiments.one_pass import Refusals
 from cuckooflow.pipelines.experiments.scored import Scored, Variant
 from cuckooflow.pipelines.html_report import plot, plot_html, table_html, time_of, write_page
@@ -52,7 +51,7 @@ class Outcome:
     facts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not any(variant.total(label).rows for variant in self.variants for label in self._labels):
+        if not any(variant.figures(label).rows for variant in self.variants for label in self._labels):
             why = f"{self.refused.rows:,} could not be trained: {self.refused.reason}"
             raise NoExamples(
                 f"expected rows to score with labels {', '.join(self._labels)}, received none; "
@@ -114,7 +113,7 @@ class Outcome:
 
     @property
     def _labels(self) -> list[str]:
-        return list(self.variants[0].curves)
+        return self.variants[0].labels
 
     def _rows_line(self) -> str:
         which = self.scored
@@ -129,18 +128,15 @@ class Outcome:
         return line
 
     def _figures(self, variant: Variant, label: str) -> dict[str, Any]:
-        of = variant.total(label)
+        of = variant.figures(label)
+        reference = next(each for each in self.variants if each.name == self.reference)
         return {
-            "auc": _told(of.auc()),
-            "auc_lost": _told(self._lost(of, label)),
-            "log_loss": _told(of.log_loss()),
-            "calibration": _told(of.calibration()),
+            "auc": _told(of.auc),
+            "auc_lost": _told(reference.figures(label).auc - of.auc),
+            "log_loss": _told(of.log_loss),
+            "calibration": _told(of.calibration),
             "rows": of.rows,
         }
-
-    def _lost(self, of: LabelMetrics, label: str) -> float:
-        reference = next(each for each in self.variants if each.name == self.reference)
-        return reference.total(label).auc() - of.auc()
 
     def _head(self) -> list[str]:
         facts = [name.replace("_", " ") for name in self._shown_facts()]
@@ -176,7 +172,7 @@ class Outcome:
         for n, label in enumerate(self._labels):
             figure.add_scatter(
                 x=[variant.name for variant in self.variants],
-                y=[_told(variant.total(label).auc()) for variant in self.variants],
+                y=[_told(variant.figures(label).auc) for variant in self.variants],
                 name=label,
                 mode="lines+markers",
                 line={"color": _COLOURS[n % len(_COLOURS)], "width": 2},
@@ -187,10 +183,10 @@ class Outcome:
     def _over_time(self, label: str) -> str:
         figure = plot(f"AUC of {label} over event time")
         for n, variant in enumerate(self.variants):
-            points = sorted(variant.curves[label].items())
+            points = variant.over_time(label)
             figure.add_scatter(
                 x=[time_of(start) for start, _ in points],
-                y=[_told(figures.auc()) for _, figures in points],
+                y=[_told(figures.auc) for _, figures in points],
                 name=variant.name,
                 line={"color": _COLOURS[n % len(_COLOURS)], "width": 2},
             )

@@ -169,7 +169,7 @@ class _Passes:
                 if made == course.end:
                     break
         curves = {label: curve_of_records(records, label) for label in self._model.labels}
-        return Variant(name, curves, {"rows_missing": missing, "rows_again": again})
+        return Variant(name, [curves], {"rows_missing": missing, "rows_again": again})
 
 
 def rows_behind(store: Store) -> int:

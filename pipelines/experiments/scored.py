@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,22 +63,51 @@ def scored(timeline: Timeline, first: int, last: int) -> Scored:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """How well a label is predicted; NaN where it cannot be told. See LabelMetrics."""
+
+    rows: int
+    auc: float
+    log_loss: float
+    calibration: float
+
+
+@dataclass(frozen=True)
 class Variant:
     """How well one variant predicted.
 
     Attributes:
         name: as the table shows it.
-        curves: label -> figures by window of event time.
+        passes: of each time that the rows were predicted, label -> figures by window of event time. What is told is the mean.
         facts: what else its line of the table says, by column.
     """
 
     name: str
-    curves: Mapping[str, Curve]
+    passes: Sequence[Mapping[str, Curve]]
     facts: Mapping[str, float | None] = field(default_factory=dict)
 
-    def total(self, label: str) -> LabelMetrics:
+    @property
+    def labels(self) -> list[str]:
+        """Of the model."""
+        return list(self.passes[0])
+
+    def figures(self, label: str) -> Figures:
         """Over all scored rows."""
-        return total(self.curves[label])
+        return _mean([total(curves[label]) for curves in self.passes])
+
+    def over_time(self, label: str) -> list[tuple[int, Figures]]:
+        """By window of event time: its start, microseconds, and the figures."""
+        starts = sorted({start for curves in self.passes for start in curves[label]})
+        return [(start, _mean([curves[label][start] for curves in self.passes])) for start in starts]
+
+
+def _mean(several: Sequence[LabelMetrics]) -> Figures:
+    return Figures(
+        several[0].rows,
+        float(np.mean([each.auc() for each in several])),
+        float(np.mean([each.log_loss() for each in several])),
+        float(np.mean([each.calibration() for each in several])),
+    )
 
 
 class Scores:
@@ -90,7 +119,10 @@ class Scores:
         correction: of negative sampling.
     """
 
-    def __init__(self, labels: tuple[str, ...], which: Scored, correction: Correction) -> None:
+    def __init__(
+        self, labels: tuple[str, ...], which: Scored, correction: Correction, times: int = 1
+    ) -> None:
+        self._times = times
         self._labels = labels
         self._which = which
         self._correction = correction
@@ -106,9 +138,9 @@ class Scores:
         weights = np.where(inside[:, None], rows.metric_weights, np.float32(0))
         self._figures.add(rows.times_us, probabilities, rows.labels, weights)
 
-    def variant(self, name: str, **facts: float | None) -> Variant:
-        """What was added up; nothing more is added then."""
-        curves: dict[str, Curve] = {label: {} for label in self._labels}
+    def curves(self) -> dict[str, Curve]:
+        """Label -> what was added up, by window of event time; nothing more is added then."""
+        found: dict[str, Curve] = {label: {} for label in self._labels}
         for start, label, figures in self._figures.take():
-            curves[label][start] = figures
-        return Variant(name, curves, facts)
+            found[label][start] = figures
+        return found

@@ -10,8 +10,9 @@ Monolith (arXiv 2209.07663, section 3) asks the same of its own logs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from cuckooflow.embedding_store.distinct import Lookup
 from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.models.base import distinct
 from cuckooflow.models.registry import build_model, store_config
+from cuckooflow.pipelines.curves import Curve
 from cuckooflow.pipelines.experiments.learner import Learner
 from cuckooflow.pipelines.experiments.one_pass import Refusals, one_pass
 from cuckooflow.pipelines.experiments.outcome import Outcome
@@ -57,6 +59,7 @@ def sync_interval(
     intervals: Sequence[Interval],
     warm_up: float,
     own_features: bool = False,
+    phases: int = 1,
     told: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """Train once, and predict by copies of the model that are as old as each interval lets them be.
@@ -65,6 +68,8 @@ def sync_interval(
         intervals: in the order of the table; ``frozen`` comes before them, and the training's own figures after.
         warm_up: share of the rows that are trained before anything is scored.
         own_features: streaming features too are as old as the copy; else only parameters are.
+        phases: copies of each interval, made at evenly spread times within it, of which the mean is told. How well a
+            copy predicts depends on the time of day at which it was made, too.
         told: given the number of rows trained, now and then.
 
     Raises:
@@ -74,10 +79,19 @@ def sync_interval(
     model = build_model(learner.spec, learner.features)
     config = replace(store_config(model, buckets=learner.buckets), delta_backlog_max=_BACKLOG_ROWS)
     store = EmbeddedStore(config)
-    served = [
-        _Served(interval, ServingCopy(interval.name, model, store, own_features), which, learner)
-        for interval in (Interval(FROZEN, None), *intervals)
-    ]
+    served: dict[Interval, list[_Phase]] = {}
+    for interval in (Interval(FROZEN, None), *intervals):
+        count = phases if interval.us else 1
+        served[interval] = [
+            _Phase(
+                interval.us,
+                n / count,
+                ServingCopy(f"{interval.name}/{n}", model, store, own_features),
+                which,
+                Scores(model.labels, which, learner.correction),
+            )
+            for n in range(count)
+        ]
     own = Scores(model.labels, which, learner.correction)
     step_times_us: list[int] = []
 
@@ -86,9 +100,9 @@ def sync_interval(
             return
         step_times_us.append(int(rows.times_us[-1] - rows.times_us[0]))
         own.add(rows, probabilities)
-        lookup = distinct(rows.encoded)
-        for each in served:
-            each.predict(rows, lookup)
+        step = _Step(len(step_times_us), rows, distinct(rows.encoded))
+        for each in itertools.chain.from_iterable(served.values()):
+            each.predict(step)
 
     refused = Refusals()
     # A copy's features are those of the store's tables, which in a stream move on with every step.
@@ -105,56 +119,96 @@ def sync_interval(
             "Every row is predicted before it is learned, by a copy of the model that is made anew every so often. "
             f"{_FEATURES[own_features]} "
             f"A step takes {learner.options.batch_size:,} rows, here {step_us / 1e6:,.1f} s of event time (median): "
-            "copies that are made more often than that hold the same."
+            "copies that are made more often than that hold hardly anything newer."
         ),
         variant="interval",
         reference=EVERY_STEP,
-        variants=[*(each.variant() for each in served), own.variant(EVERY_STEP, interval_s=0.0, copies=None)],
+        variants=[
+            *(_variant(interval, of) for interval, of in served.items()),
+            Variant(EVERY_STEP, [own.curves()], {"interval_s": 0.0, "copies": None}),
+        ],
         scored=which,
         refused=refused,
         facts={
             "step_s": step_us / 1e6,
             "batch_size": learner.options.batch_size,
+            "phases": phases,
             "features": "of the copy" if own_features else "as trained",
         },
     )
 
 
-class _Served:
-    """One interval's copy, when it is due, and its figures."""
+@dataclass
+class _Step:
+    """The rows of one step, while the store still is as it was before it.
 
-    def __init__(self, interval: Interval, copy: ServingCopy, which: Scored, learner: Learner) -> None:
-        self._interval = interval
+    Attributes:
+        number: of the step.
+        found: number of a step -> what copies that were made right before that one say of these rows; they are all the same.
+    """
+
+    number: int
+    rows: TrainingRows
+    lookup: Lookup
+    found: dict[int, Floats] = field(default_factory=dict)
+
+
+class _Phase:
+    """One of an interval's copies, when it is due, and its figures.
+
+    Args:
+        share: of the interval that has passed already when the scored rows begin, 0 up to 1.
+    """
+
+    def __init__(
+        self, every_us: int | None, share: float, copy: ServingCopy, which: Scored, scores: Scores
+    ) -> None:
+        self._every_us = every_us
         self._copy = copy
         self._due_us: int | None = which.from_us
-        self._begin_us = which.from_us
-        self._scores = Scores(learner.spec.labels, which, learner.correction)
+        self._begin_us = which.from_us - round((every_us or 0) * share)
+        self._scores = scores
+        self._made = -1
 
-    def predict(self, rows: TrainingRows, lookup: Lookup) -> None:
-        """Rows of one step, in event time, while the store still is as it was before the step."""
-        old: Floats | None = None
-        newer = np.ones(len(rows), np.bool_)
-        newest_us = int(rows.times_us[-1])
-        if self._due_us is not None and newest_us >= self._due_us:
-            newer = rows.times_us >= self._due_us
-            if self._copy.syncs and not newer.all():
-                old = self._copy.predict(rows, lookup)
-            self._copy.sync()
-            self._due_us = self._next_us(newest_us)
-        probabilities = self._copy.predict(rows, lookup)
-        if old is not None:
-            probabilities = np.where(newer[:, None], probabilities, old)
-        self._scores.add(rows, probabilities)
+    def predict(self, step: _Step) -> None:
+        """Predict and score the rows of a step."""
+        self._scores.add(step.rows, self._by_newest(step))
+
+    def curves(self) -> dict[str, Curve]:
+        """See :meth:`Scores.curves`."""
+        return self._scores.curves()
+
+    def _by_newest(self, step: _Step) -> Floats:
+        """(B, L) probabilities by the copy that was the newest when each row came."""
+        times_us, due_us = step.rows.times_us, self._due_us
+        if due_us is None or times_us[-1] < due_us:
+            return self._by_copy(step)
+        old = self._by_copy(step) if self._made >= 0 and times_us[0] < due_us else None
+        self._copy.sync()
+        self._made = step.number
+        self._due_us = self._next_us(int(times_us[-1]))
+        new = self._by_copy(step)
+        return new if old is None else np.where((times_us >= due_us)[:, None], new, old)
+
+    @property
+    def copies(self) -> int:
+        """How often it was made."""
+        return self._copy.syncs
+
+    def _by_copy(self, step: _Step) -> Floats:
+        if self._made not in step.found:
+            step.found[self._made] = self._copy.predict(step.rows, step.lookup)
+        return step.found[self._made]
 
     def _next_us(self, now_us: int) -> int | None:
-        every_us = self._interval.us
-        if every_us is None:
-            return None
-        if every_us == 0:
-            return now_us
-        return self._begin_us + ((now_us - self._begin_us) // every_us + 1) * every_us
+        if not self._every_us:
+            return None if self._every_us is None else now_us
+        return self._begin_us + ((now_us - self._begin_us) // self._every_us + 1) * self._every_us
 
-    def variant(self) -> Variant:
-        every_us = self._interval.us
-        every_s = None if every_us is None else every_us / 1e6
-        return self._scores.variant(self._interval.name, interval_s=every_s, copies=self._copy.syncs)
+
+def _variant(interval: Interval, phases: Sequence[_Phase]) -> Variant:
+    every_s = None if interval.us is None else interval.us / 1e6
+    copies = sum(phase.copies for phase in phases)
+    return Variant(
+        interval.name, [phase.curves() for phase in phases], {"interval_s": every_s, "copies": copies}
+    )

@@ -93,26 +93,32 @@ def test_a_copy_before_every_step_is_the_plain_pass(features: Any) -> None:
     assert by_name[FROZEN]["auc"] < auc - 0.01
 
 
-@pytest.mark.parametrize("kind", ["lr", "deepfm"])
-def test_each_copy_is_the_model_that_training_had_made_by_then(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "phases"), [("lr", 1), ("lr", 2), ("deepfm", 1)])
+def test_each_copy_is_the_model_that_training_had_made_by_then(kind: Any, phases: int) -> None:
     rows, first, every_us = drifting(1_500), 700, 3 * DAY_US
-    spec = ModelSpec(
-        kind="lr" if kind == "lr" else "deepfm", labels=("click",), hidden=() if kind == "lr" else (8,)
-    )
+    spec = ModelSpec(kind=kind, labels=("click",), hidden=() if kind == "lr" else (8,))
     trained = learner(spec)
-    by_name = found(sync_interval(timeline(rows), trained, [Interval("3d", every_us)], first / 1_500))
+    by_name = found(
+        sync_interval(timeline(rows), trained, [Interval("3d", every_us)], first / 1_500, phases=phases)
+    )
     times = rows["_time"].to_numpy()
-    probabilities = np.zeros(len(times))
-    period = np.maximum(0, (times - times[first]) // every_us)
-    for number in range(int(period[-1]) + 1):
-        moment = times[first] + number * every_us
-        steps = int(np.searchsorted(times, moment, side="left")) // BATCH  # that were full by then
-        here = np.flatnonzero((period == number) & (np.arange(len(times)) >= first))
-        probabilities[here] = trained_on(rows.slice(0, steps * BATCH), trained, rows.take(pa.array(here)))
-    auc, loss = exact(rows, probabilities, first)
+    figures, copies = [], 0
+    for passed_us in (every_us * phase // phases for phase in range(phases)):
+        probabilities = np.zeros(len(times))
+        period = np.maximum(0, (times - times[first] + passed_us) // every_us)
+        for number in range(int(period[-1]) + 1):
+            moment = times[first] + max(0, number * every_us - passed_us)
+            steps = int(np.searchsorted(times, moment, side="left")) // BATCH  # that were full by then
+            here = np.flatnonzero((period == number) & (np.arange(len(times)) >= first))
+            past, asked = rows.slice(0, steps * BATCH), rows.take(pa.array(here))
+            probabilities[here] = trained_on(past, trained, asked)
+            copies += 1
+        figures.append(exact(rows, probabilities, first))
+    auc, loss = np.mean(figures, axis=0)
     assert by_name["3d"]["auc"] == pytest.approx(auc, abs=AUC_STEP)
     assert by_name["3d"]["log_loss"] == pytest.approx(loss, abs=1e-5)
-    assert by_name["3d"]["copies"] == period[-1] + 1 >= 2
+    assert by_name["3d"]["copies"] == copies >= 2
+    assert by_name["3d"]["rows"] == 800
 
 
 def trained_on(past: pa.Table, trained: Learner, asked: pa.Table) -> npt.NDArray[Any]:
@@ -198,6 +204,7 @@ def test_the_command_writes_table_and_plots(tmp_path: Path, cli: Callable[..., A
         (("--intervals", "1h,soon"), "a duration is a number and a unit"),
         (("--intervals", "1h,1h"), "different values in --intervals"),
         (("--intervals", "frozen"), "a duration"),
+        (("--intervals", "1h,2h,3h,4h,5h,6h,7h,8h"), "at most 7 values"),
         (("--out", "/dev/null/out"), "expected a folder for --out"),
         (("--warm-up", "1"), "expected --warm-up from 0 up to"),
         (("--from", "2026-01-02", "--to", "2026-01-02"), "--from before --to"),
