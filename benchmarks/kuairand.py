@@ -1,4 +1,4 @@
-"""KuaiRand-Pure's feed log as a benchmark takes it: rows in time order, features, a source for a pipeline.
+"""KuaiRand-Pure's feed log as a benchmark takes it: rows in time order, and features.
 
 The data lies under ``../shared/data`` or where ``CUCKOOFLOW_DATA`` says; it is not part of the project.
 Rows are sorted by (time_ms, row), and a row's position in the log is its index.
@@ -7,20 +7,16 @@ Rows are sorted by (time_ms, row), and a row's position in the log is its index.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.features import FeatureSpec
-from cuckooflow.transforms.ranges import RangeHeader, attach_range
 
 LABELS = ("is_click", "long_view")
 #: One-hot encoded profile columns that the reference learner used.
@@ -28,10 +24,6 @@ _PROFILE = tuple(f"onehot_feat{n}" for n in (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
 _RANGES = ("follow_user_num_range", "fans_user_num_range", "register_days_range")
 #: The columns of the profile that are features.
 USER_COLUMNS = ("user_active_degree", *_PROFILE, *_RANGES)
-#: Rows of an element.
-CHUNK_ROWS = 8192
-#: The name of the log that the benchmark's positions belong to.
-LOG = "kuairand"
 
 #: floor(2 * log2(1 + seconds)) as bucket boundaries.
 _DURATIONS = tuple(2 ** (k / 2) - 1 for k in range(1, 40))
@@ -119,38 +111,3 @@ def load(folder: Path, rows: int | None = None) -> Feed:
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks()
-
-
-class ReadFeed(beam.DoFn):
-    """A generator source: the feed in elements of :data:`CHUNK_ROWS`, as one partition of a log.
-
-    The batch travels in the pickled DoFn; fine for a benchmark in one process.
-    """
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self._batch = batch
-
-    def process(self, _: object) -> Iterator[tuple[int, pa.RecordBatch]]:
-        rows = self._batch.num_rows
-        for start in range(0, rows, CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, rows)
-            range_ = LogRange(LOG, "benchmark", 0, Position(start), Position(stop))
-            header = RangeHeader(range_, Position(0), polled_us=start, end=stop == rows)
-            yield 0, attach_range(self._batch.slice(start, stop - start), header)
-
-
-_collected: list[pa.RecordBatch] = []
-
-
-class Collect(beam.DoFn):
-    """Keeps what it gets in this process; :func:`collected` hands it over."""
-
-    def process(self, batch: pa.RecordBatch) -> None:
-        _collected.append(batch)
-
-
-def collected() -> pa.Table:
-    """What :class:`Collect` got since the last call, as one table."""
-    table = pa.Table.from_batches(_collected)
-    _collected.clear()
-    return table

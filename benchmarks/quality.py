@@ -2,8 +2,8 @@
 
 Progressive AUC and log loss on KuaiRand-Pure: every row of the second half is predicted before it is
 trained on, rows that repeat an earlier event are left out of the figures. The rows go through the
-real code: feature encoding and TrainStep in a Beam pipeline on the in-process runner, over an embedded
-store. Vowpal Wabbit gets the same rows and the base features in the same run. The last line is JSON.
+real code: feature encoding, the trainer that TrainStep runs for each partition, and an embedded store, as
+`cuckooflow experiment` has them. Vowpal Wabbit gets the same rows and the base features in the same run. The last line is JSON.
 
     python benchmarks/quality.py --dataset kuairand --label is_click --json
     python benchmarks/quality.py --dataset kuairand --label is_click --features streaming --lag-s 60 --json
@@ -17,45 +17,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import kuairand
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import vowpal
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cuckooflow.embedding_store.store import EmbeddedStore
-from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import build_model, store_config
 from cuckooflow.models.spec import ModelSpec
+from cuckooflow.pipelines.experiments.learner import Learner
+from cuckooflow.pipelines.experiments.one_pass import one_pass
+from cuckooflow.pipelines.experiments.timeline import Timeline
 from cuckooflow.pipelines.options import training_options
 from cuckooflow.pipelines.spec_file import load_spec
-from cuckooflow.transforms.shared_stores import share_store, unshare_store
-from cuckooflow.transforms.train_step import TrainConfig, TrainStep
 from cuckooflow.transforms.training_options import TrainingOptions
 
 #: Rows of a run with --quick: the first so many, so its figures are not the claim's.
 QUICK_ROWS = 60_000
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What is trained, and how."""
-
-    spec: ModelSpec
-    features: Sequence[FeatureSpec]
-    options: TrainingOptions
-
-    @property
-    def streaming(self) -> bool:
-        """Whether some feature follows from earlier examples."""
-        return any(feature.streaming for feature in self.features)
 
 
 def streaming_learner(lag_s: float | None, batch_size: int | None) -> Learner:
@@ -70,33 +53,18 @@ def streaming_learner(lag_s: float | None, batch_size: int | None) -> Learner:
 
 
 def train(feed: kuairand.Feed, learner: Learner) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
-    """One pass through the pipeline: label -> every row's probability in row order, and examples a second.
+    """One pass: label -> every row's probability in row order, and examples a second.
 
-    The time counts from the start of the pipeline, compilation of the model included, TensorFlow's
-    import not.
+    The time includes the compilation of the model; TensorFlow was imported before.
     """
     model = build_model(learner.spec, learner.features)
-    store = EmbeddedStore(store_config(model), None)
-    config = TrainConfig(
-        store=share_store("quality", store),
-        model=learner.spec,
-        features=learner.features,
-        options=learner.options,
-        predictions=True,
-    )
+    store = EmbeddedStore(store_config(model))
+    timeline = Timeline(pa.Table.from_batches([feed.batch]))
     begun = time.perf_counter()
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        trained = (
-            pipeline
-            | beam.Create([None])
-            | beam.ParDo(kuairand.ReadFeed(feed.batch)).with_output_types(tuple[int, pa.RecordBatch])
-            | TrainStep(config)
-        )
-        trained.predictions | beam.ParDo(kuairand.Collect())
+    outs = list(one_pass(timeline, learner, model, store, predictions=True))
     seconds = time.perf_counter() - begun
-    unshare_store("quality")
     store.close()
-    table = kuairand.collected()
+    table = pa.Table.from_batches([batch for out in outs for batch in out.predictions])
     offsets = np.asarray(table["_offset"])
     if not np.array_equal(offsets, np.arange(len(feed))):
         raise RuntimeError(f"expected a prediction for each of {len(feed)} rows in order, got {len(offsets)}")

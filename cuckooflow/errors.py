@@ -334,6 +334,17 @@ class MendFailed(CuckooflowError):
     """The script that mends dead letters failed. What was appended before stays; mend the script, run it again."""
 
 
+# --- experiments ----------------------------------------------------------------------------
+
+
+class NoExamples(CuckooflowError):
+    """There are no examples to measure on. Run the join first, or choose another time."""
+
+
+class TooManyExamples(CuckooflowError):
+    """More examples than an experiment may hold in memory. Choose a shorter time, or let it hold more."""
+
+
 def named_cause(error: BaseException | None) -> CuckooflowError | None:
     """The named error that is this one, or the nearest that it came of; None: there is none."""
     while error is not None:

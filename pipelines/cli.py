@@ -25,6 +25,7 @@ from cuckooflow.pipelines import (
     backfill_commands,
     cluster_commands,
     dlq_commands,
+    experiment_commands,
     job_commands,
     log_commands,
     snapshot_commands,
@@ -48,6 +49,7 @@ app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(job_commands.app, name="job")
 app.add_typer(snapshot_commands.app, name="snapshot")
 app.add_typer(train_commands.app, name="train")
+app.add_typer(experiment_commands.app, name="experiment")
 
 SpecFile = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec")]
 

@@ -27,7 +27,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from cuckooflow.embedding_store.api import PushAnswer, Store, TablePush
+from cuckooflow.embedding_store.api import Floats, PushAnswer, Store, TablePush
 from cuckooflow.embedding_store.distinct import Lookup
 from cuckooflow.errors import MarkMismatch, NonFiniteGradient, SpecError
 from cuckooflow.logs.contract import LogRange, Position
@@ -63,6 +63,11 @@ class Trainer:
         correction: of negative sampling.
         late_labels: what late positives do; default: taken back.
         predictions: give back every row's probabilities.
+        before_push: told the rows of each step and the (B, L) probabilities that the model gave them, while the
+            store still is as it was for these. A step that the store refuses comes again. Default: nobody is told.
+
+    Raises:
+        ValueError: ``before_push`` and ``overlap``: the store is never as it was for a step.
     """
 
     def __init__(
@@ -74,8 +79,12 @@ class Trainer:
         correction: Correction = "none",
         predictions: bool = False,
         late_labels: LateLabels | None = None,
+        before_push: Callable[[TrainingRows, Floats], None] | None = None,
     ) -> None:
+        if before_push is not None and options.overlap:
+            raise ValueError("before_push goes without overlap, received both")
         self._store = store
+        self._before_push = before_push
         self._model = model
         self._options = options
         self._correction = correction
@@ -345,6 +354,8 @@ class Trainer:
         try:
             if not result.finite():
                 raise NonFiniteGradient("expected finite gradients, received NaN or infinity")
+            if self._before_push is not None:
+                self._before_push(rows, result.probabilities)
             answer = self._send(piece, rows, lookup, result)
         except NonFiniteGradient as error:
             self._store.push(range_, {}, {}, int(rows.times_us.max()))

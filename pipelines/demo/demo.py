@@ -17,8 +17,8 @@ from rich.table import Table
 
 from cuckooflow.errors import DatasetUnavailable, DemoFailed
 from cuckooflow.models.registry import build_model
+from cuckooflow.pipelines.curves import Curve, curve_of_records
 from cuckooflow.pipelines.demo import checks, evaluate
-from cuckooflow.pipelines.demo.curves import Curve, curve_of_records
 from cuckooflow.pipelines.demo.dataset import fetch_movielens, load_movielens
 from cuckooflow.pipelines.demo.expected import Rules, expected_outcomes
 from cuckooflow.pipelines.demo.exposures import Exposures
@@ -28,6 +28,7 @@ from cuckooflow.pipelines.demo.live_run import KILLS, SETTLE_S, LiveOutcome, Liv
 from cuckooflow.pipelines.demo.report import write_report
 from cuckooflow.pipelines.demo.result import FROZEN, LIVE, LR, MEAN, DemoResult
 from cuckooflow.pipelines.demo.simulator import simulate
+from cuckooflow.pipelines.examples_log import read_examples
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.spec_file import load_spec
 
@@ -134,7 +135,7 @@ def _rules(job: JobSpec) -> Rules:
 
 def _evaluate(job: JobSpec, outcome: LiveOutcome) -> tuple[dict[str, Curve], checks.Check]:
     """Everyone's curve on the same examples, and the count of them against the store's."""
-    examples = list(evaluate.read_examples(job))
+    examples = list(read_examples(job))
     curves = {
         LIVE: curve_of_records(outcome.observed.records, LABEL),
         FROZEN: evaluate.frozen_curve(job, examples, outcome.frozen, LABEL),

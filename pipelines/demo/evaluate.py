@@ -7,7 +7,7 @@ counts in the same windows with the same weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +18,16 @@ import pyarrow as pa
 from cuckooflow.embedding_store.api import Floats, Ids
 from cuckooflow.embedding_store.read_store import ReadStore
 from cuckooflow.embedding_store.store import EmbeddedStore
-from cuckooflow.logs.contract import Position
 from cuckooflow.models.base import Model
 from cuckooflow.models.progressive import Progressive
 from cuckooflow.models.registry import build_model, predict_batch, store_config
 from cuckooflow.models.snapshots import list_manifests, read_snapshot
 from cuckooflow.pipelines import options
-from cuckooflow.pipelines.demo.curves import Curve, curve_of_records
+from cuckooflow.pipelines.curves import Curve, curve_of_records
 from cuckooflow.pipelines.job_spec import JobSpec
-from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.ranges import read_range_header
 from cuckooflow.transforms.trainer import Trainer
-from cuckooflow.transforms.training_rows import Correction, training_rows
-
-_ROWS_READ = 8_192
-
-
-def read_examples(job: JobSpec) -> Iterator[pa.RecordBatch]:
-    """Every example of the log once, with range headers, the partitions taking turns."""
-    log = job.address(job.logs.examples).open_reader()
-    reader = ExamplesReader(log, job.training.dedupe_rows)
-    at = {partition: Position(0) for partition in reader.reader.partitions()}
-    while at:
-        for partition, first in list(at.items()):
-            batch, header = reader.read(partition, first, max_rows=_ROWS_READ)
-            if header.range.last == first:
-                del at[partition]
-                continue
-            at[partition] = header.range.last
-            yield batch
+from cuckooflow.transforms.training_rows import training_rows
 
 
 def frozen_curve(job: JobSpec, examples: Iterable[pa.RecordBatch], snapshots: Path, label: str) -> Curve:
@@ -71,7 +52,7 @@ def frozen_curve(job: JobSpec, examples: Iterable[pa.RecordBatch], snapshots: Pa
 
     column = model.labels.index(label)
     measured = Progressive([label], job.training.metrics_window)
-    correction = _correction(job)
+    correction = options.correction(job)
     for batch in examples:
         later = batch.filter(pa.array(batch.column("_time").to_numpy() > frozen_us))
         if not later.num_rows:
@@ -87,7 +68,7 @@ def lr_curve(job: JobSpec, examples: Iterable[pa.RecordBatch], label: str) -> Cu
     spec = job.model.model_copy(update={"kind": "lr"})
     model = build_model(spec, job.features)
     store = EmbeddedStore(store_config(model), None)
-    correction = _correction(job)
+    correction = options.correction(job)
     train_options = options.training_options(job).model_copy(update={"counting": False})
     trainers: dict[int, Trainer] = {}
     records: list[Mapping[str, Any]] = []
@@ -111,7 +92,7 @@ def mean_curve(job: JobSpec, examples: Iterable[pa.RecordBatch], label: str) -> 
     for batch in examples:
         if not batch.num_rows:
             continue
-        rows = training_rows(model, batch, _correction(job))
+        rows = training_rows(model, batch, options.correction(job))
         labels, weights = rows.labels[:, column], rows.metric_weights[:, column].astype(np.float64)
         positives = positive + np.cumsum(weights * labels)
         sums = weight + np.cumsum(weights)
@@ -135,10 +116,6 @@ def count_features(model: Model, examples: Iterable[pa.RecordBatch]) -> tuple[Id
         np.add.at(sums, place, np.concatenate([counts, occurred]))
         ids, counts = merged, sums
     return ids, counts
-
-
-def _correction(job: JobSpec) -> Correction:
-    return job.negative_sampling.correction if job.negative_sampling.rate < 1 else "none"
 
 
 def _partition(batch: pa.RecordBatch) -> int:

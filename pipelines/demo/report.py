@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from cuckooflow.models.progressive import LabelMetrics
-from cuckooflow.pipelines.demo.curves import Curve, total
+from cuckooflow.pipelines.curves import Curve, total
 from cuckooflow.pipelines.demo.result import FROZEN, LIVE, LR, MEAN, DemoResult
 from cuckooflow.pipelines.demo.story import Told
+from cuckooflow.pipelines.html_report import mark_time, plot, plot_html, table_html, time_of, write_page
 
 #: Colours that stay apart for colour-blind readers too (Okabe and Ito, 2008).
 COLOURS = {LIVE: "#0072B2", FROZEN: "#D55E00", LR: "#009E73", MEAN: "#8A8A8A"}
@@ -22,26 +21,6 @@ COLOURS = {LIVE: "#0072B2", FROZEN: "#D55E00", LR: "#009E73", MEAN: "#8A8A8A"}
 SMOOTHED_WINDOWS = 7
 #: With fewer examples a point says nothing.
 _POINT_ROWS_MIN = 300
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #f5f6f8; margin: 0; }
-main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 36px 0 6px; }
-p { margin: 4px 0 10px; max-width: 78ch; } .note { color: #5a6472; font-size: 14px; }
-.card { background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; padding: 10px 14px; margin: 10px 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 10px; margin: 18px 0; }
-.tile { background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; padding: 10px 14px; }
-.tile b { display: block; font-size: 22px; } .tile span { color: #5a6472; font-size: 13px; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
-@media (max-width: 800px) { .two { grid-template-columns: 1fr; } }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid #eceff3; }
-th:first-child, td:first-child { text-align: left; } th { color: #5a6472; font-weight: 600; }
-.left { text-align: left; } .ok { color: #00704f; font-weight: 600; } .bad { color: #b3261e; font-weight: 600; }
-"""
-
-Row = Sequence[str]
 
 
 def write_report(path: Path, result: DemoResult) -> None:
@@ -56,13 +35,7 @@ def write_report(path: Path, result: DemoResult) -> None:
         _system(result),
         _checks(result),
     ]
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>cuckooflow demo</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>"
-    )
-    path.write_text(page, encoding="utf-8")
+    write_page(path, "cuckooflow demo", sections)
 
 
 # --- sections -------------------------------------------------------------------------------
@@ -98,20 +71,20 @@ def _tiles(result: DemoResult) -> str:
 
 def _quality(result: DemoResult) -> str:
     lines = {name: points(curve) for name, curve in result.curves.items()}
-    auc = _figure("AUC, predicted before learned")
-    loss = _figure("log loss")
+    auc = plot("AUC, predicted before learned")
+    loss = plot("log loss")
     for name, line in lines.items():
-        days = [_time(start) for start, _ in line]
+        days = [time_of(start) for start, _ in line]
         if name != MEAN:
             auc.add_scatter(x=days, y=[m.auc() for _, m in line], name=name, line=_line(name))
         loss.add_scatter(x=days, y=[m.log_loss() for _, m in line], name=name, line=_line(name))
     for figure in (auc, loss):
-        _vertical(figure, result.frozen_us, "frozen here")
+        mark_time(figure, result.frozen_us, "frozen here")
     auc.update_yaxes(title="AUC")
     loss.update_yaxes(title="log loss")
     figures = result.figures()
     unseen = figures[MEAN].rows - figures[LIVE].rows
-    table = _table(
+    table = table_html(
         ("from the half on", "AUC", "log loss", "predicted / observed", "examples"),
         [
             (name, f"{m.auc():.4f}", f"{m.log_loss():.4f}", f"{m.calibration():.3f}", f"{m.rows:,}")
@@ -124,12 +97,12 @@ def _quality(result: DemoResult) -> str:
         f"learns from it. A point covers {SMOOTHED_WINDOWS} days. The running mean has no AUC curve: "
         f"it predicts the same for everything at a time. Of the live model {unseen:,} examples are missing: those "
         "whose figures the killed trainer had not written yet.</p>"
-        f"<div class='card'>{_html(auc)}</div><div class='card'>{_html(loss)}</div><div class='card'>{table}</div>"
+        f"<div class='card'>{plot_html(auc)}</div><div class='card'>{plot_html(loss)}</div><div class='card'>{table}</div>"
     )
 
 
 def _calibration(result: DemoResult) -> str:
-    groups = _figure("predicted and observed, second half")
+    groups = plot("predicted and observed, second half")
     top = 0.0
     for name in (LIVE, FROZEN, LR):
         curve = total(result.curves[name], result.frozen_us).calibration_curve(12)
@@ -144,11 +117,11 @@ def _calibration(result: DemoResult) -> str:
         line={"color": "#bbb", "dash": "dot", "width": 1},
     )
     groups.update_xaxes(title="mean predicted probability").update_yaxes(title="share that was liked")
-    ratio = _figure("predicted / observed over event time")
+    ratio = plot("predicted / observed over event time")
     for name in (LIVE, FROZEN, LR):
         line = points(result.curves[name])
         ratio.add_scatter(
-            x=[_time(start) for start, _ in line],
+            x=[time_of(start) for start, _ in line],
             y=[m.calibration() for _, m in line],
             name=name,
             line=_line(name),
@@ -158,13 +131,13 @@ def _calibration(result: DemoResult) -> str:
     return (
         "<h2>Calibration</h2><p class='note'>Half of the impressions without an action are left out of "
         "training; the kept ones count twice, so predictions stay those of the whole stream.</p>"
-        f"<div class='two'><div class='card'>{_html(groups)}</div><div class='card'>{_html(ratio)}</div></div>"
+        f"<div class='two'><div class='card'>{plot_html(groups)}</div><div class='card'>{plot_html(ratio)}</div></div>"
     )
 
 
 def _joins(result: DemoResult) -> str:
     names = ("examples", "used", "late", "unmatched")
-    over_time = _figure("rows joined, over the time of the run")
+    over_time = plot("rows joined, over the time of the run")
     for name in names:
         over_time.add_scatter(
             x=[(at - result.started_us) / 1e6 for at, _ in result.observed.joined_over_time],
@@ -174,7 +147,7 @@ def _joins(result: DemoResult) -> str:
     over_time.update_xaxes(title="seconds since the replay began").update_yaxes(title="rows")
     _kills(over_time, result)
     joined = result.observed.joined
-    shares = _figure("outcomes of actions and impressions, rows (logarithmic)")
+    shares = plot("outcomes of actions and impressions, rows (logarithmic)")
     outcomes = [
         ("examples", "examples"),
         ("impressions_repeated", "impressions repeated"),
@@ -199,7 +172,7 @@ def _joins(result: DemoResult) -> str:
     shares.update_xaxes(type="log", dtick=1).update_yaxes(autorange="reversed")
     return (
         "<h2>What became of every event</h2>"
-        f"<div class='two'><div class='card'>{_html(over_time)}</div><div class='card'>{_html(shares)}</div></div>"
+        f"<div class='two'><div class='card'>{plot_html(over_time)}</div><div class='card'>{plot_html(shares)}</div></div>"
     )
 
 
@@ -221,7 +194,7 @@ def _story(result: DemoResult) -> str:
         )
         for title, genres, before, after, place_before, place_after in told.rows(result.shown)
     ]
-    table = _table(
+    table = table_html(
         (
             "film never shown to this user",
             "genres",
@@ -249,14 +222,14 @@ def _story_note(told: Told) -> str:
 
 
 def _system(result: DemoResult) -> str:
-    fresh = _figure("freshness by served version")
+    fresh = plot("freshness by served version")
     versions = [version for version in result.observed.served if version.freshness_s]
     x = [(version.seen_us - result.started_us) / 1e6 for version in versions]
     for name, share, dash in (("median", 0.5, "solid"), ("95 %", 0.95, "dot")):
         y = [sorted(v.freshness_s)[math.floor(share * (len(v.freshness_s) - 1))] for v in versions]
         fresh.add_scatter(x=x, y=y, name=name, line={"color": COLOURS[LIVE], "dash": dash, "width": 2})
     fresh.update_xaxes(title="seconds since the replay began").update_yaxes(title="seconds")
-    size = _figure("rows of the store's tables")
+    size = plot("rows of the store's tables")
     names = sorted({name for look in result.observed.tables for name in look.rows})
     for name in names:
         size.add_scatter(
@@ -275,7 +248,7 @@ def _system(result: DemoResult) -> str:
         "<h2>The system</h2><p class='note'>Freshness is from the append of an action to the first look at which the "
         "scorer served a model that learned from it. It includes the time that the replay is ahead of the "
         f"system, which runs as fast as it can. Dotted lines: where the demo killed a process with -9.{mib}</p>"
-        f"<div class='two'><div class='card'>{_html(fresh)}</div><div class='card'>{_html(size)}</div></div>"
+        f"<div class='two'><div class='card'>{plot_html(fresh)}</div><div class='card'>{plot_html(size)}</div></div>"
     )
 
 
@@ -305,34 +278,8 @@ def points(curve: Curve, windows: int = SMOOTHED_WINDOWS) -> list[tuple[int, Lab
     return line
 
 
-def _figure(title: str) -> go.Figure:
-    return go.Figure(
-        layout={
-            "title": {"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left", "pad": {"l": 6}},
-            "template": "plotly_white",
-            "height": 330,
-            "margin": {"l": 60, "r": 16, "t": 44, "b": 44},
-            "legend": {"orientation": "h", "y": -0.2},
-            "hovermode": "closest",
-        }
-    )
-
-
 def _line(name: str) -> dict[str, object]:
     return {"color": COLOURS[name], "width": 2}
-
-
-def _vertical(figure: go.Figure, at_us: int, text: str) -> None:
-    figure.add_vline(x=_time(at_us).timestamp() * 1e3, line={"color": "#999", "dash": "dot", "width": 1})
-    figure.add_annotation(
-        x=_time(at_us),
-        y=1,
-        yref="paper",
-        text=text,
-        showarrow=False,
-        xanchor="left",
-        font={"color": "#777", "size": 12},
-    )
 
 
 def _kills(figure: go.Figure, result: DemoResult) -> None:
@@ -350,29 +297,10 @@ def _kills(figure: go.Figure, result: DemoResult) -> None:
         )
 
 
-def _html(figure: go.Figure) -> str:
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}))
-
-
-def _table(head: Row, rows: Sequence[Row], left: int = 1) -> str:
-    def cells(row: Row, tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=left' if at < left else ''}>{html.escape(cell)}</{tag}>"
-            for at, cell in enumerate(row)
-        )
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>"
-
-
 def _moved(before: int, after: int) -> str:
     if before == after:
         return "(=)"
     return f"(up {before - after})" if after < before else f"(down {after - before})"
-
-
-def _time(us: int) -> datetime:
-    return datetime.fromtimestamp(us / 1e6, UTC)
 
 
 def _day(seconds: int) -> str:

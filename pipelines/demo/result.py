@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cuckooflow.models.progressive import LabelMetrics
+from cuckooflow.pipelines.curves import Curve, total
 from cuckooflow.pipelines.demo.checks import Check
-from cuckooflow.pipelines.demo.curves import Curve, total
 from cuckooflow.pipelines.demo.exposures import Exposures
 from cuckooflow.pipelines.demo.progress import Observed
 from cuckooflow.pipelines.demo.story import Told

@@ -15,9 +15,10 @@ from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.models.registry import build_model, store_config
 from cuckooflow.models.snapshots import SnapshotInfo, write_snapshot
+from cuckooflow.pipelines.curves import total
 from cuckooflow.pipelines.demo import evaluate
-from cuckooflow.pipelines.demo.curves import total
 from cuckooflow.pipelines.demo.job import LABEL, write_job
+from cuckooflow.pipelines.examples_log import read_examples
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.transforms.batch_bytes import encode_batch
@@ -75,13 +76,13 @@ def weights_of(table: pa.Table) -> np.ndarray:
 
 
 def test_every_example_is_read_once(job: JobSpec, examples: pa.Table) -> None:
-    read = pa.concat_tables([pa.table(b) for b in evaluate.read_examples(job) if b.num_rows])
+    read = pa.concat_tables([pa.table(b) for b in read_examples(job) if b.num_rows])
     assert sorted(read["_id_hi"].to_pylist()) == sorted(examples["_id_hi"].to_pylist())
 
 
 def test_features_are_counted_as_a_plain_loop_does(job: JobSpec) -> None:
     model = build_model(job.model, job.features)
-    batches = list(evaluate.read_examples(job))
+    batches = list(read_examples(job))
     want: Counter[int] = Counter()
     for batch in batches:
         encoded = model.encode(batch)
@@ -93,7 +94,7 @@ def test_features_are_counted_as_a_plain_loop_does(job: JobSpec) -> None:
 
 
 def test_running_mean_knows_only_the_past(job: JobSpec) -> None:
-    batches = [b for b in evaluate.read_examples(job) if b.num_rows]
+    batches = [b for b in read_examples(job) if b.num_rows]
     read = pa.concat_tables([pa.table(b) for b in batches])
     positive, weight, loss = 0.5, 1.0, 0.0
     for label, w in zip(read["label_like"].to_pylist(), weights_of(read), strict=True):
@@ -106,7 +107,7 @@ def test_running_mean_knows_only_the_past(job: JobSpec) -> None:
 
 
 def test_logistic_regression_learns_and_is_measured_once_a_row(job: JobSpec) -> None:
-    whole = total(evaluate.lr_curve(job, evaluate.read_examples(job), LABEL))
+    whole = total(evaluate.lr_curve(job, read_examples(job), LABEL))
     assert whole.rows == ROWS
     assert whole.weight == pytest.approx(weights_of(made_examples()).sum())
     assert 0.0 < whole.log_loss() < 1.0
@@ -118,7 +119,7 @@ def test_a_frozen_model_is_measured_on_what_came_after_it(
     model = build_model(job.model, job.features)
     store = EmbeddedStore(store_config(model), None)
     # Adagrad's first step is its learning rate, 0.05, whatever the gradient: eight features add up to 0.4.
-    ids = evaluate.count_features(model, evaluate.read_examples(job))[0]
+    ids = evaluate.count_features(model, read_examples(job))[0]
     range_ = LogRange("examples", "x", 0, Position(0), Position(1))
     store.open_log("examples", "x", {0: Position(0)})
     linear = next(table for table in store.config.tables if table.dim == 1)
@@ -126,7 +127,7 @@ def test_a_frozen_model_is_measured_on_what_came_after_it(
     half_us = int(examples["_time"][ROWS // 2].as_py())
     info = SnapshotInfo(name="films", created_us=1, event_time_us=half_us)
     write_snapshot(tmp_path, store.delta("test", full=True), info)
-    whole = total(evaluate.frozen_curve(job, evaluate.read_examples(job), tmp_path, LABEL))
+    whole = total(evaluate.frozen_curve(job, read_examples(job), tmp_path, LABEL))
     times = examples["_time"].to_numpy()
     assert whole.rows == int((times > half_us).sum())
     share = examples.filter(pa.array(times > half_us))

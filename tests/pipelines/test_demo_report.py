@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from cuckooflow.models.progressive import LabelMetrics
+from cuckooflow.pipelines.curves import Curve, curve_of_records, total
 from cuckooflow.pipelines.demo import checks
-from cuckooflow.pipelines.demo.curves import Curve, curve_of_records, total
 from cuckooflow.pipelines.demo.expected import Outcomes
 from cuckooflow.pipelines.demo.exposures import Exposures
 from cuckooflow.pipelines.demo.feedback import make_events

@@ -33,6 +33,7 @@ from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
 from cuckooflow.transforms.trainer import Trainer
 from cuckooflow.transforms.training_options import TrainingOptions
+from cuckooflow.transforms.training_rows import TrainingRows
 
 MODEL = build_model(
     ModelSpec(kind="lr", labels=("like",)), [FeatureSpec(name="user"), FeatureSpec(name="item")]
@@ -236,6 +237,24 @@ def test_a_push_goes_out_beside_the_next_step_whose_rows_miss_that_push_alone(
     assert store.counts() == examples.expected()
     assert [len(p) for p in out.predictions] == [8] * (pushes - 1) + [len(examples.users) - 8 * (pushes - 1)]
     assert store.known == [0, 0, *range(1, pushes - 1)]
+
+
+def test_a_step_is_told_while_the_store_is_as_it_was(examples: Examples) -> None:
+    store = _store()
+    told: list[tuple[list[int], int, int]] = []
+
+    def before_push(rows: TrainingRows, probabilities: Any) -> None:
+        told.append((rows.offsets.tolist(), len(probabilities), len(store.pushed)))
+
+    options = TrainingOptions(batch_size=8, counting=True, max_delay_us=3600 * SECOND)
+    trainer = Trainer(store, MODEL, examples.reader, options, before_push=before_push)
+    out = trainer.accept(next(iter(examples.elements(1000))))
+    assert sum(tick.rows for tick in out.ticks) == len(examples.users)
+    assert [pushes for _, _, pushes in told] == list(range(len(store.pushed)))[: len(told)]
+    assert [rows for _, rows, _ in told] == [len(offsets) for offsets, _, _ in told]
+    assert sum(rows for _, rows, _ in told) == len(examples.users)
+    with pytest.raises(ValueError, match="without overlap"):
+        Trainer(store, MODEL, None, TrainingOptions(overlap=True), before_push=before_push)
 
 
 def test_a_row_waits_no_longer_than_asked(examples: Examples) -> None:
