@@ -1,7 +1,7 @@
-"""The distinct ids of a batch, their rows at every place of it, and the gradients of places summed by id.
+"""The distinct ids of a batch, their rows pooled by field, and the gradients of fields summed by id.
 
 What :meth:`~cuckooflow.embedding_store.api.Store.pull` and ``push`` want, each id once, and what a model computes
-with, a row for every place, are two forms of one thing; these go from one to the other.
+with, a row for every field, are two forms of one thing; these go from one to the other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,33 @@ from cuckooflow.errors import BadShape
 _ALIGN = 64
 
 
+class Fields:
+    """How the places of a batch's rows are pooled.
+
+    Args:
+        weights: (B, C) float32, by which a place's row counts; 0 where it is not used.
+        bounds: (F + 1,) int32, ascending from 0 to C: field f has the places from bounds[f] up to bounds[f + 1]. The
+            one place of a field that has no more is always used, and its weight taken as 1.
+
+    Raises:
+        BadShape: the bounds are not so.
+    """
+
+    def __init__(self, weights: Floats, bounds: npt.NDArray[np.int32]) -> None:
+        ends = (0, weights.shape[1]) if weights.ndim == 2 else None
+        if ends is None or not len(bounds) or (bounds[0], bounds[-1]) != ends or (np.diff(bounds) < 0).any():
+            raise BadShape(
+                f"expected bounds from 0 to the places of a row, received {bounds.tolist()} for weights of {weights.shape}"
+            )
+        self.weights = np.ascontiguousarray(weights, np.float32)
+        self.bounds = np.ascontiguousarray(bounds, np.int32)
+
+    @property
+    def count(self) -> int:
+        """F."""
+        return len(self.bounds) - 1
+
+
 @dataclass(frozen=True)
 class Lookup:
     """The distinct ids of a batch.
@@ -33,40 +60,53 @@ class Lookup:
     inverse: npt.NDArray[np.int32]
     counts: npt.NDArray[np.uint32]
 
-    def take(self, rows: Floats) -> Floats:
-        """A row for every place: (B, C, dim) float32 of (U, dim) float32. Zeros where no id is used at all.
+    def pool(self, rows: Floats, fields: Fields) -> Floats:
+        """Each field's rows, weighted and summed: (B, F, dim) float32. Zeros where no id is used at all.
+
+        Args:
+            rows: (U, dim) float32.
+            fields: of these places.
 
         Raises:
-            BadShape: there is not one row for each id.
+            BadShape: there is not one row for each id, or the fields are of other places.
         """
         if rows.ndim != 2 or len(rows) != len(self.ids):
             raise BadShape(f"expected a row for each of {len(self.ids)} ids, received {rows.shape}")
-        taken = _aligned((*self.inverse.shape, rows.shape[1]))
+        self._check(fields)
+        pooled = _aligned((len(self.inverse), fields.count, rows.shape[1]))
         if len(rows):
-            _native.take_rows(np.ascontiguousarray(rows, np.float32), self.inverse, taken)
+            given = np.ascontiguousarray(rows, np.float32)
+            _native.pool_rows(given, self.inverse, fields.weights, fields.bounds, pooled)
         else:
-            taken.fill(0)
-        return taken
+            pooled.fill(0)
+        return pooled
 
-    def sum(self, gradients: Floats) -> Floats:
-        """The gradients of all places of each id, summed in their order: (U, dim) float32 of (B, C, dim).
+    def spread(self, gradients: Floats, fields: Fields) -> Floats:
+        """The gradient of each id's row: (U, dim) float32, summed in the order of places.
 
         Args:
-            gradients: zero at unused places.
+            gradients: (B, F, dim) float32, of what :meth:`pool` gave.
+            fields: as there.
 
         Raises:
-            BadShape: there is not one for each place.
+            BadShape: there is not one gradient for each field of each row, or the fields are of other places.
         """
-        if gradients.ndim != 3 or gradients.shape[:2] != self.inverse.shape:
+        self._check(fields)
+        if gradients.ndim != 3 or gradients.shape[:2] != (len(self.inverse), fields.count):
             raise BadShape(
-                f"expected a gradient for each of {self.inverse.shape} places, received {gradients.shape}"
+                f"expected gradients of {len(self.inverse)} rows' {fields.count} fields, received {gradients.shape}"
             )
         if not len(self.ids):
             return np.zeros((0, gradients.shape[2]), np.float32)
-        summed: Floats = _native.add_rows(
-            np.ascontiguousarray(gradients, np.float32), self.inverse, len(self.ids)
+        given = np.ascontiguousarray(gradients, np.float32)
+        summed: Floats = _native.spread_rows(
+            given, self.inverse, fields.weights, fields.bounds, len(self.ids)
         )
         return summed
+
+    def _check(self, fields: Fields) -> None:
+        if fields.weights.shape != self.inverse.shape:
+            raise BadShape(f"expected fields of {self.inverse.shape} places, received {fields.weights.shape}")
 
 
 def distinct(ids: Ids, weights: Floats | None = None) -> Lookup:

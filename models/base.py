@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.embedding_store.api import DenseConfig, Floats, Ids, TableConfig
-from cuckooflow.embedding_store.distinct import Lookup
+from cuckooflow.embedding_store.distinct import Fields, Lookup
 from cuckooflow.embedding_store.distinct import distinct as distinct_ids
 from cuckooflow.models.encoding import Encoded, Encoder
 from cuckooflow.models.features import FeatureSpec, slots
@@ -204,13 +204,19 @@ class Model(ABC):
         plain, weighted, _ = self._functions()
         step = plain if targets.late_share is None else weighted
         given = np.stack(targets.parts)
-        probabilities, loss, gradients, packed = step(*self._arrays(encoded, lookup, rows, dense), given)
+        fields = Fields(encoded.weights, self.encoder.bounds)
+        probabilities, loss, gradients, packed = step(
+            *self._arrays(fields, encoded, lookup, rows, dense), given
+        )
         dense_gradients = packed.numpy() / np.float32(step_rows)
         at = np.cumsum([0, *self._dense_sizes])
         return StepResult(
             probabilities.numpy(),
             float(loss),
-            {table.name: lookup.sum(g.numpy()) for table, g in zip(self.tables, gradients, strict=True)},
+            {
+                table.name: lookup.spread(np.asarray(memoryview(g)), fields)
+                for table, g in zip(self.tables, gradients, strict=True)
+            },
             {
                 parameter.name: dense_gradients[start:stop].reshape(parameter.shape)
                 for parameter, (start, stop) in zip(self.dense, itertools.pairwise(at), strict=True)
@@ -224,7 +230,8 @@ class Model(ABC):
         if not len(encoded):
             return np.zeros((0, len(self.labels)), np.float32)
         predict = self._functions()[-1]
-        result: Floats = predict(*self._arrays(encoded, lookup, rows, dense)).numpy()
+        fields = Fields(encoded.weights, self.encoder.bounds)
+        result: Floats = predict(*self._arrays(fields, encoded, lookup, rows, dense)).numpy()
         return result
 
     def table(self, name: str, dim: int, **options: Any) -> TableConfig:
@@ -248,6 +255,7 @@ class Model(ABC):
 
     def _arrays(
         self,
+        fields: Fields,
         encoded: Encoded,
         lookup: Lookup,
         rows: Mapping[str, Floats],
@@ -255,9 +263,9 @@ class Model(ABC):
     ) -> tuple[Any, ...]:
         # Every tensor that crosses costs tens of microseconds, so the dense parameters go as one.
         packed = np.concatenate([dense[parameter.name].reshape(-1) for parameter in self.dense])
-        # Rows are taken and gradients summed outside: TensorFlow's own are three times slower on one thread.
-        taken = [lookup.take(rows[table.name]) for table in self.tables]
-        return encoded.weights, encoded.numbers, packed, taken
+        # Rows are pooled and gradients summed outside: TensorFlow's own are several times slower on one thread.
+        pooled = [lookup.pool(rows[table.name], fields) for table in self.tables]
+        return encoded.numbers, packed, [_in_place(array) for array in pooled]
 
     @functools.cached_property
     def _dense_sizes(self) -> tuple[int, ...]:
@@ -271,46 +279,31 @@ class Model(ABC):
 
     def _compile(self) -> tuple[Any, Any, Any]:
         tf = tensorflow()
-        places = len(self.encoder.fields)
-        runs = _runs(self.encoder.fields)
-
-        def pooled(taken: Any, weights: Any) -> Any:
-            parts = []
-            for start, stop, single in runs:
-                part = taken[:, start:stop]
-                if not single:
-                    weighted = part * weights[:, start:stop, tf.newaxis]
-                    part = tf.reduce_sum(weighted, axis=1, keepdims=True)
-                parts.append(part)
-            return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
-
         names = [table.name for table in self.tables]
         parameters = self.dense
         label_weights = np.array(
             [self.spec.label_weights.get(label, 1.0) for label in self.labels], np.float32
         )
 
-        def logits(weights: Any, numbers: Any, packed: Any, taken: Any) -> Any:
+        def logits(numbers: Any, packed: Any, pooled: Any) -> Any:
             values = tf.split(packed, self._dense_sizes)
             dense = {p.name: tf.reshape(v, p.shape) for p, v in zip(parameters, values, strict=True)}
-            fields = {n: pooled(value, weights) for n, value in zip(names, taken, strict=True)}
-            return self.forward(Inputs(fields, numbers), dense)
+            return self.forward(Inputs(dict(zip(names, pooled, strict=True)), numbers), dense)
 
         def tensor(*shape: int | None) -> Any:
             return tf.TensorSpec(shape, tf.float32)
 
         # The shapes leave the number of rows open, so each function is traced once.
         arrays = (
-            tensor(None, places),
             tensor(None, self.encoder.num_numbers),
             tensor(sum(self._dense_sizes)),
-            [tensor(None, places, table.dim) for table in self.tables],
+            [tensor(None, self.encoder.num_fields, table.dim) for table in self.tables],
         )
 
-        def step(weights: Any, numbers: Any, packed: Any, taken: Any, targets: Any) -> Any:
+        def step(numbers: Any, packed: Any, pooled: Any, targets: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([packed, taken])
-                z = logits(weights, numbers, packed, taken)
+                tape.watch([packed, pooled])
+                z = logits(numbers, packed, pooled)
                 positive, negative = targets[0], targets[1]
                 if targets.shape[0] > 2:
                     of_positive, of_negative = importance(tf, z, targets[2], targets[3])
@@ -318,7 +311,7 @@ class Model(ABC):
                 losses = positive * tf.nn.softplus(-z) + negative * tf.nn.softplus(z)
                 loss = tf.reduce_sum(losses * label_weights)
             dense_gradients, gradients = tape.gradient(
-                loss, [packed, taken], unconnected_gradients=tf.UnconnectedGradients.ZERO
+                loss, [packed, pooled], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
             return tf.sigmoid(z), loss, gradients, dense_gradients
 
@@ -327,26 +320,15 @@ class Model(ABC):
             return tf.function(step, autograph=False, input_signature=signature)
 
         @tf.function(autograph=False, input_signature=arrays)
-        def predict(weights: Any, numbers: Any, packed: Any, taken: Any) -> Any:
-            return tf.sigmoid(logits(weights, numbers, packed, taken))
+        def predict(numbers: Any, packed: Any, pooled: Any) -> Any:
+            return tf.sigmoid(logits(numbers, packed, pooled))
 
         return compiled(2), compiled(4), predict
 
 
-def _runs(fields: npt.NDArray[np.int32]) -> list[tuple[int, int, bool]]:
-    """A row's places in parts: (start, stop, whether they are fields of one place, always used); else they are one list's.
-
-    Args:
-        fields: (C,) ascending, the field of each place.
-    """
-    begins = np.flatnonzero(np.diff(fields, prepend=-1)).tolist()
-    runs: list[tuple[int, int, bool]] = []
-    for start, stop in itertools.pairwise([*begins, len(fields)]):
-        single = stop - start == 1
-        if single and runs and runs[-1][2]:
-            start = runs.pop()[0]
-        runs.append((start, stop, single))
-    return runs
+def _in_place(array: Floats) -> Any:
+    """A tensor in an array's memory, which nothing may write to any more; one made the usual way is a copy."""
+    return tensorflow().experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def predict_batch(

@@ -89,6 +89,9 @@ class Encoder:
             raise SpecError("features: expected at least one that is not a number, received numbers only")
         places = [np.full(f.width, field, np.int32) for field, f in enumerate(self._id_features)]
         self.fields: npt.NDArray[np.int32] = np.concatenate(places)
+        widths = [feature.width for feature in self._id_features]
+        #: (F + 1,): field f has the places from bounds[f] up to bounds[f + 1].
+        self.bounds: npt.NDArray[np.int32] = np.cumsum([0, *widths], dtype=np.int32)
 
     @property
     def num_fields(self) -> int:

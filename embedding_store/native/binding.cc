@@ -67,20 +67,29 @@ py::tuple distinct_ids(const Array<uint64_t>& places, const std::optional<Array<
   return py::make_tuple(ids, inverse, counts);
 }
 
-void take_rows(const Array<float>& rows, const Array<int32_t>& inverse, py::array_t<float>& out) {
-  const int64_t dim = rows.shape(1);
-  float* o = out.mutable_data();
-  py::gil_scoped_release release;
-  cuckooflow::take_rows(rows.data(), dim, inverse.data(), inverse.size(), o);
+// The (B, C) places of `inverse`, with one more bound than there are fields.
+cuckooflow::FieldPlaces field_places(const Array<int32_t>& inverse, const Array<int32_t>& bounds) {
+  return {bounds.data(), bounds.size() - 1, inverse.shape(0)};
 }
 
-py::array_t<float> add_rows(const Array<float>& gradients, const Array<int32_t>& inverse, int64_t rows) {
+void pool_rows(const Array<float>& rows, const Array<int32_t>& inverse, const Array<float>& weights,
+               const Array<int32_t>& bounds, py::array_t<float>& out) {
+  const int64_t dim = rows.shape(1);
+  const auto in = field_places(inverse, bounds);
+  float* o = out.mutable_data();
+  py::gil_scoped_release release;
+  cuckooflow::pool_rows(rows.data(), dim, inverse.data(), weights.data(), in, o);
+}
+
+py::array_t<float> spread_rows(const Array<float>& gradients, const Array<int32_t>& inverse,
+                               const Array<float>& weights, const Array<int32_t>& bounds, int64_t rows) {
   const int64_t dim = gradients.shape(gradients.ndim() - 1);
+  const auto in = field_places(inverse, bounds);
   py::array_t<float> sums({rows, dim});
   float* s = sums.mutable_data();
   py::gil_scoped_release release;
   std::fill(s, s + rows * dim, 0.0F);
-  cuckooflow::add_rows(gradients.data(), dim, inverse.data(), inverse.size(), s);
+  cuckooflow::spread_rows(gradients.data(), dim, inverse.data(), weights.data(), in, s);
   return sums;
 }
 
@@ -126,8 +135,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("hash_strings64", &hash_strings<int64_t>);
   m.def("hash_ints", &hash_ints);
   m.def("distinct_ids", &distinct_ids);
-  m.def("take_rows", &take_rows);
-  m.def("add_rows", &add_rows);
+  m.def("pool_rows", &pool_rows);
+  m.def("spread_rows", &spread_rows);
   bind_hash_index(&m);
   cuckooflow::bind_core(m);
 }

@@ -1,5 +1,5 @@
-// A batch's distinct ids, their rows at every place of the batch, and gradients of places summed by id: what
-// a training step does around its arithmetic. All are memory-bound loops over rows of a few floats.
+// A batch's distinct ids, their rows pooled by field, and the fields' gradients summed by id: what a training
+// step does around its arithmetic. All are memory-bound loops over rows of a few floats.
 #pragma once
 
 #include <cstddef>
@@ -69,26 +69,66 @@ void of_width(int64_t dim, const Loop& loop) {
 
 }  // namespace distinct_rows
 
-// out[i] = rows[inverse[i]].
-inline void take_rows(const float* rows, int64_t dim, const int32_t* inverse, int64_t n, float* out) {
+// Where the fields of a batch's rows lie: field f of row b has the places b * places() + bounds[f] up to
+// bounds[f + 1].
+struct FieldPlaces {
+  const int32_t* bounds;
+  int64_t fields;
+  int64_t batch;
+
+  int64_t places() const { return bounds[fields]; }
+};
+
+// out[b, f] = the sum of weights[i] * rows[inverse[i]] over the field's places i; of a field of one place:
+// its row.
+inline void pool_rows(const float* rows, int64_t dim, const int32_t* inverse, const float* weights,
+                      const FieldPlaces& in, float* out) {
   using distinct_rows::kAhead;
+  const int64_t n = in.batch * in.places();
   distinct_rows::of_width(dim, [&](auto width) {
-    for (int64_t i = 0; i < n; ++i) {
-      if (i + kAhead < n) __builtin_prefetch(rows + inverse[i + kAhead] * width);
-      std::memcpy(out + i * width, rows + inverse[i] * width, sizeof(float) * width);
+    float* to = out;
+    for (int64_t begin = 0; begin < n; begin += in.places()) {
+      for (int64_t f = 0; f < in.fields; ++f, to += width) {
+        int64_t i = begin + in.bounds[f];
+        const int64_t end = begin + in.bounds[f + 1];
+        if (end - i == 1) {
+          if (i + kAhead < n) __builtin_prefetch(rows + inverse[i + kAhead] * width);
+          std::memcpy(to, rows + inverse[i] * width, sizeof(float) * width);
+          continue;
+        }
+        std::memset(to, 0, sizeof(float) * width);
+        for (; i < end; ++i) {
+          if (i + kAhead < n) __builtin_prefetch(rows + inverse[i + kAhead] * width);
+          if (weights[i] == 0) continue;
+          const float* from = rows + inverse[i] * width;
+          for (int64_t k = 0; k < width; ++k) to[k] += weights[i] * from[k];
+        }
+      }
     }
   });
 }
 
-// sums[inverse[i]] += gradients[i], in the order of i.
-inline void add_rows(const float* gradients, int64_t dim, const int32_t* inverse, int64_t n, float* sums) {
+// sums[inverse[i]] += weights[i] * gradients[b, f] for each place i of each field, in the order of places; of
+// a field of one place without its weight.
+inline void spread_rows(const float* gradients, int64_t dim, const int32_t* inverse, const float* weights,
+                        const FieldPlaces& in, float* sums) {
   using distinct_rows::kAhead;
+  const int64_t n = in.batch * in.places();
   distinct_rows::of_width(dim, [&](auto width) {
-    for (int64_t i = 0; i < n; ++i) {
-      if (i + kAhead < n) __builtin_prefetch(sums + inverse[i + kAhead] * width, 1);
-      float* to = sums + inverse[i] * width;
-      const float* from = gradients + i * width;
-      for (int64_t k = 0; k < width; ++k) to[k] += from[k];
+    const float* from = gradients;
+    for (int64_t begin = 0; begin < n; begin += in.places()) {
+      for (int64_t f = 0; f < in.fields; ++f, from += width) {
+        int64_t i = begin + in.bounds[f];
+        const int64_t end = begin + in.bounds[f + 1];
+        const bool single = end - i == 1;
+        for (; i < end; ++i) {
+          if (i + kAhead < n) __builtin_prefetch(sums + inverse[i + kAhead] * width, 1);
+          const float weight = single ? 1.0F : weights[i];
+          if (weight == 0) continue;
+          float* to = sums + inverse[i] * width;
+          for (int64_t k = 0; k < width; ++k) to[k] += weight * from[k];
+        }
+      }
     }
   });
 }

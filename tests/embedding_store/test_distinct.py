@@ -1,6 +1,8 @@
-"""Distinct ids, rows at places and sums by id, against numpy."""
+"""Distinct ids, rows pooled by field and gradients summed by id, against numpy."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cuckooflow.embedding_store.distinct import Lookup, distinct
+from cuckooflow.embedding_store.distinct import Fields, Lookup, distinct
 from cuckooflow.errors import BadShape
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)
@@ -23,8 +25,8 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray | None]:
     return ids, weights
 
 
-@given(batches(), st.integers(1, 70), st.integers(0, 2**32))
-def test_it_is_what_numpy_makes_of_the_used_places(batch, dim: int, seed: int) -> None:
+@given(batches())
+def test_it_is_what_numpy_makes_of_the_used_places(batch) -> None:
     ids, weights = batch
     used = np.ones(ids.shape, bool) if weights is None else weights != 0
     lookup = distinct(ids, weights)
@@ -36,19 +38,42 @@ def test_it_is_what_numpy_makes_of_the_used_places(batch, dim: int, seed: int) -
     assert not lookup.inverse[~used].any()
     assert np.array_equal(lookup.ids[lookup.inverse[used]], ids[used])
 
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((len(lookup.ids), dim)).astype(np.float32)
-    taken = lookup.take(rows)
-    assert taken.shape == (*ids.shape, dim) and taken.dtype == np.float32
-    assert np.array_equal(taken[used], rows[lookup.inverse[used]])
-    if not len(rows):
-        assert not taken.any()
 
-    gradients = rng.standard_normal(taken.shape).astype(np.float32)
-    gradients[~used] = 0
-    sums = np.zeros_like(rows)
-    np.add.at(sums, lookup.inverse[used], gradients[used])  # in the order of places, as here
-    assert np.array_equal(lookup.sum(gradients), sums)
+@given(batches(), st.integers(1, 70), st.data())
+def test_fields_are_pooled_and_their_gradients_summed(batch, dim: int, data: st.DataObject) -> None:
+    ids, weights = batch
+    weights = np.ones(ids.shape, np.float32) if weights is None else weights
+    places = ids.shape[1]
+    inner = sorted(data.draw(st.lists(st.integers(0, places), max_size=6)))
+    fields = Fields(weights, np.array([0, *inner, places], np.int32))
+    spans = list(itertools.pairwise(fields.bounds.tolist()))
+    for start, stop in spans:
+        if stop - start == 1:  # such a place is always used
+            weights[:, start] = 1
+    lookup = distinct(ids, weights)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    rows = rng.standard_normal((len(lookup.ids), dim)).astype(np.float32)
+    pooled = lookup.pool(rows, fields)
+    assert pooled.shape == (len(ids), len(spans), dim) and pooled.dtype == np.float32
+    gradients = rng.standard_normal(pooled.shape).astype(np.float32)
+    sums = np.zeros(rows.shape)
+    for b, f in itertools.product(range(len(ids)), range(len(spans))):
+        expected = np.zeros(dim)
+        for place in range(*spans[f]):
+            if weights[b, place]:
+                expected += weights[b, place] * rows[lookup.inverse[b, place]].astype(np.float64)
+                sums[lookup.inverse[b, place]] += weights[b, place] * gradients[b, f].astype(np.float64)
+        np.testing.assert_allclose(pooled[b, f], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(lookup.spread(gradients, fields), sums, rtol=1e-4, atol=1e-4)
+
+
+def test_one_place_gives_its_row_and_takes_its_gradient_exactly() -> None:
+    lookup = distinct(np.array([[7, 9], [9, 9]], np.uint64))
+    fields = Fields(np.ones((2, 2), np.float32), np.array([0, 1, 2], np.int32))
+    rows = np.array([[0.1, 0.2, 0.3], [1e-30, 2e30, -0.0]], np.float32)
+    assert np.array_equal(lookup.pool(rows, fields), rows[[[0, 1], [1, 1]]])
+    gradients = np.array([[[1, 2, 3], [0.5, 0, 0]], [[0.25, 0, 0], [4, 0, 0]]], np.float32)
+    assert lookup.spread(gradients, fields).tolist() == [[1, 2, 3], [4.75, 0, 0]]
 
 
 def test_arrays_that_are_views_of_others_do_as_well() -> None:
@@ -56,8 +81,9 @@ def test_arrays_that_are_views_of_others_do_as_well() -> None:
     lookup = distinct(ids, np.ones((4, 6), np.float32)[::2, 1::2])
     assert lookup.ids.tolist() == [1, 3, 5, 13, 15, 17]
     rows = np.arange(24, dtype=np.float32).reshape(6, 4)[:, ::2]
-    assert lookup.take(rows)[1, 2].tolist() == [20, 22]
-    assert lookup.sum(np.ones((2, 3, 4), np.float32)[:, :, ::2]).tolist() == [[1, 1]] * 6
+    fields = Fields(np.ones((2, 6), np.float32)[:, ::2], np.arange(8, dtype=np.int32)[::2] // 2)
+    assert lookup.pool(rows, fields)[1, 2].tolist() == [20, 22]
+    assert lookup.spread(np.ones((2, 3, 4), np.float32)[:, :, ::2], fields).tolist() == [[1, 1]] * 6
 
 
 def test_shapes_that_do_not_go_together_are_refused() -> None:
@@ -67,7 +93,16 @@ def test_shapes_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(BadShape, match="one shape"):
         distinct(ids[0])
     lookup: Lookup = distinct(ids)
+    fields = Fields(np.ones((2, 3), np.float32), np.array([0, 1, 3], np.int32))
     with pytest.raises(BadShape, match="each of 1 ids"):
-        lookup.take(np.zeros((2, 4), np.float32))
+        lookup.pool(np.zeros((2, 4), np.float32), fields)
+    with pytest.raises(BadShape, match="2 rows' 2 fields"):
+        lookup.spread(np.zeros((2, 3, 4), np.float32), fields)
+    others = Fields(np.ones((3, 2), np.float32), np.array([0, 2], np.int32))
     with pytest.raises(BadShape, match="places"):
-        lookup.sum(np.zeros((3, 2, 4), np.float32))
+        lookup.pool(np.zeros((1, 4), np.float32), others)
+    with pytest.raises(BadShape, match="places"):
+        lookup.spread(np.zeros((3, 1, 4), np.float32), others)
+    for bounds in ([], [0], [0, 2], [1, 3], [0, 2, 1, 3]):
+        with pytest.raises(BadShape, match="bounds"):
+            Fields(np.ones((2, 3), np.float32), np.array(bounds, np.int32))

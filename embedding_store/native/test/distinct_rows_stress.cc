@@ -50,15 +50,33 @@ void stress_distinct_rows(uint64_t seed) {
 
     const int64_t dims[] = {1, 8, 16, 32, 64, 3};
     const int64_t dim = dims[round % 6];
-    std::vector<float> rows(found * dim), taken(n * dim), sums(found * dim), expected(found * dim);
+    // Rows of some places in fields of one, two... places; what is left over of `n` is not used.
+    std::vector<int32_t> bounds{0};
+    for (int32_t width = 1; static_cast<size_t>(bounds.back() + width) <= n && width <= 4; ++width)
+      bounds.push_back(bounds.back() + width);
+    const int64_t fields = static_cast<int64_t>(bounds.size()) - 1;
+    const int64_t width = bounds.back();
+    if (fields == 0) continue;
+    const int64_t batch = static_cast<int64_t>(n) / width;
+    const FieldPlaces in{bounds.data(), fields, batch};
+    std::vector<float> rows(found * dim), pooled(batch * fields * dim), sums(found * dim),
+        expected(found * dim);
     for (float& value : rows) value = static_cast<float>(random() % 100);
-    take_rows(rows.data(), dim, inverse.data(), static_cast<int64_t>(n), taken.data());
-    add_rows(taken.data(), dim, inverse.data(), static_cast<int64_t>(n), sums.data());
-    for (size_t i = 0; i < n; ++i)
+    pool_rows(rows.data(), dim, inverse.data(), weights.data(), in, pooled.data());
+    spread_rows(pooled.data(), dim, inverse.data(), weights.data(), in, sums.data());
+    for (int64_t at = 0; at < batch * fields; ++at) {
+      const int64_t b = at / fields, f = at % fields;
       for (int64_t k = 0; k < dim; ++k) {
-        expect(taken[i * dim + k] == rows[inverse[i] * dim + k]);
-        expected[inverse[i] * dim + k] += taken[i * dim + k];
+        float sum = 0;
+        const float of_field = pooled[at * dim + k];
+        for (int64_t i = b * width + bounds[f]; i < b * width + bounds[f + 1]; ++i) {
+          const float weight = f == 0 ? 1.0F : weights[i];
+          sum += weight * rows[inverse[i] * dim + k];
+          expected[inverse[i] * dim + k] += weight * of_field;
+        }
+        expect(sum == of_field);
       }
+    }
     expect(sums == expected);
   }
 }
