@@ -259,6 +259,7 @@ def test_show_and_replay_of_a_job(films, cli, tmp_path) -> None:
     assert len(joined) == len(impressions) + len(mended)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.fault
 def test_a_replay_killed_anywhere_and_run_again_appends_once(folder) -> None:

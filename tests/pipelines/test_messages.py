@@ -134,6 +134,7 @@ def test_a_schema_file_without_a_schema(spec: Path) -> None:
         load_spec(spec)
 
 
+@pytest.mark.deep
 def test_requests_explode_into_impressions_and_meet_their_actions(spec: Path, cli: Any) -> None:
     job = load_spec(spec)
     writer = fastavro.parse_schema(SHOWN)

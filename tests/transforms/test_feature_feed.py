@@ -101,6 +101,7 @@ def test_a_new_trainer_sees_the_same(tmp_path: Path) -> None:
     assert_tables_hold_their_range(store, log)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(data=st.data())

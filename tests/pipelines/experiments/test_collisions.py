@@ -80,6 +80,7 @@ def test_a_hashed_table_has_no_admission() -> None:
     assert by_name["huge"]["auc"] > by_name[COLLISIONLESS]["auc"] + 0.05
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_the_command_takes_numbers_and_shares(tmp_path: Path, cli: Callable[..., Any]) -> None:
     spec = write_job(tmp_path)

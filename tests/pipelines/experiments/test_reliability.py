@@ -83,6 +83,7 @@ def test_a_checkpoint_from_before_all_examples_is_refused() -> None:
         reliability(timeline(drifting(500)), learner(), Loss(2, 0, 1, HOUR_US), 0.5)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_the_command_tells_what_was_lost(tmp_path: Path, cli: Callable[..., Any]) -> None:
     spec = write_job(tmp_path)
