@@ -24,6 +24,11 @@ class ReadOnceLog(SpecError):
     or a folder, or another command."""
 
 
+class ReadOnlyInput(SpecError):
+    """The input is files, which the live join and the preview only read. Use a topic or a log's folder, or give a
+    backfill its files by name."""
+
+
 # --- logs -----------------------------------------------------------------------------------
 
 
@@ -65,6 +70,10 @@ class RetentionTooShort(LogError):
 
 class ReplayTooLong(LogError):
     """A resume would write more examples again than the reader recognises. Raise ``training.dedupe_rows``."""
+
+
+class TooManyFiles(LogError):
+    """A manifest would list more files than it may. Start the job anew on a pattern of newer files."""
 
 
 class MessageTooLarge(LogError):

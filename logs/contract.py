@@ -9,7 +9,7 @@ a message, because one message may carry many rows and a training batch may end 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -50,6 +50,7 @@ class MessageBatch:
         held_back: of an empty batch: messages follow that may not be read yet, as a transaction is open. Such a
             partition has been read as far as it goes, and yet is not at its end.
         labels: (n,) int64, what each message is called in rows and dead letters where that is not its offset.
+        unreadable: index -> why the bytes cannot be had, of messages that are there; their values are null.
     """
 
     partition: int
@@ -59,6 +60,7 @@ class MessageBatch:
     next_offset: int
     held_back: bool = False
     labels: npt.NDArray[np.int64] | None = None
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -69,8 +71,14 @@ class MessageBatch:
         end = min(self.next_offset, offset)
         if keep == len(self):
             return replace(self, next_offset=end)
+        left = {at: why for at, why in self.unreadable.items() if at < keep}
         return MessageBatch(
-            self.partition, self.offsets[:keep], self.append_us[:keep], self.values[:keep], end
+            self.partition,
+            self.offsets[:keep],
+            self.append_us[:keep],
+            self.values[:keep],
+            end,
+            unreadable=left,
         )
 
 
@@ -150,6 +158,19 @@ class ReportingReader(Protocol):
     def report(self, offsets: Mapping[int, int]) -> None:
         """Tell partition -> next offset, if the log's address names a group. Nothing is ever read from where
         a report says; that a report failed is logged, and no more."""
+        ...
+
+
+@runtime_checkable
+class FilesReader(LogReader, Protocol):
+    """A reader of files: offsets say which file and which message of it, so their difference counts nothing."""
+
+    def files_left(self, partition: int, offset: int) -> int:
+        """Files that are not read to their ends by who stands at ``offset``.
+
+        Raises:
+            LogUnavailable: the file system does not answer.
+        """
         ...
 
 

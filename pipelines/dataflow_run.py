@@ -9,7 +9,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.runners.runner import PipelineResult
 
 from cuckooflow.errors import SpecError
-from cuckooflow.pipelines.job_spec import JobSpec, LocalLogSpec
+from cuckooflow.pipelines.job_spec import FilesLogSpec, InputSpec, JobSpec, LocalLogSpec
 from cuckooflow.pipelines.run import stages, submit
 from cuckooflow.runners.dataflow import REQUIRED, DataflowOptions, job_name, options_of, preset
 from cuckooflow.runners.preset import RunnerPreset
@@ -31,14 +31,22 @@ def run_on_dataflow(
         raise SpecError(
             f"expected join for --runner dataflow, received {name}: the trainer runs beside its store, on Flink or here"
         )
-    folders = [log for log in _LOGS if isinstance(getattr(job.logs, log), LocalLogSpec)]
+    folders = [log for log in _LOGS if _is_here(job, getattr(job.logs, log))]
     if folders:
         raise SpecError(
-            f"expected topics, or subscriptions for inputs, for --runner dataflow, received folders of this machine for "
-            f"{', '.join(folders)}"
+            f"expected topics, or for inputs subscriptions or files in a bucket with their manifest in one, for --runner "
+            f"dataflow, received folders of this machine for {', '.join(folders)}"
         )
     chosen = preset(options_of(f"{job.name}-{name}", beam_args), beam_args)
     submit(stages(name, job, False, hand_over), chosen, lambda result: _tell(name, chosen, result))
+
+
+def _is_here(job: JobSpec, log: InputSpec) -> bool:
+    """Whether a log lies on this machine."""
+    if isinstance(log, FilesLogSpec):
+        files = log.files.resolved_in(str(job.dir))
+        return not all("://" in (place or "") for place in (files.path, files.manifest))
+    return isinstance(log, LocalLogSpec)
 
 
 def planned(name: str, job: JobSpec) -> RunnerPreset:

@@ -99,13 +99,17 @@ def replay(
     """Append the original bytes of dead letters to the logs they came from; each once, however often it runs."""
     from cuckooflow.pipelines.dlq.ledger import Ledger
     from cuckooflow.pipelines.dlq.replay import Replay, load_mend
+    from cuckooflow.pipelines.job_spec import PubSubLogSpec
     from cuckooflow.pipelines.spec_file import load_spec
 
     job = load_spec(spec_file)
+    for of_log in (job.logs.impressions, job.logs.actions):
+        if isinstance(of_log, PubSubLogSpec):
+            raise of_log.pubsub.read_once("a replay")
     script = None if mend is None else load_mend(mend)
     letters = _letters(job, _wanted(reasons, log, since, until), files, train=False)
     with Ledger(job.path(LEDGER), read_only=dry_run) as ledger:
-        counts = Replay(_targets(job), ledger, script, again).run(letters, dry_run, limit)
+        counts = Replay(_targets(job), ledger, script, again, _read_only(job)).run(letters, dry_run, limit)
     print(f"replay: {counts}{' (dry run)' if dry_run else ''}")
 
 
@@ -132,9 +136,14 @@ def _letters(job: JobSpec, wanted: Wanted, files: str | None, train: bool) -> It
 
 
 def _targets(job: JobSpec) -> dict[str, LogAddress]:
-    """The job's input logs, by their names in letters."""
-    addresses = [job.address(log) for log in (job.logs.impressions, job.logs.actions)]
-    return {address.name: address for address in addresses}
+    """The job's input logs that can be written to, by their names in letters."""
+    return {address.name: address for address in job.written_inputs()}
+
+
+def _read_only(job: JobSpec) -> frozenset[str]:
+    """The names of the inputs that nothing is appended to."""
+    names = {job.input(log).name for log in (job.logs.impressions, job.logs.actions)}
+    return frozenset(names - _targets(job).keys())
 
 
 def _incarnations(job: JobSpec) -> dict[str, str]:

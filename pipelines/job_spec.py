@@ -21,6 +21,7 @@ from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.publish_gate import GateSpec
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms.columns import Column
+from cuckooflow.transforms.files_address import FilesAddress
 from cuckooflow.transforms.join_options import LabelValue
 from cuckooflow.transforms.message_format import Kind
 from cuckooflow.transforms.training_rows import LateMode
@@ -68,18 +69,30 @@ class PubSubLogSpec(Section):
     pubsub: PubSubAddress
 
 
+class FilesLogSpec(Section):
+    """Files, those that come while the job runs included, for impressions or actions alone: nothing is written to them.
+
+    Attributes:
+        files: which, and how they are read, see :class:`~cuckooflow.transforms.files_address.FilesAddress`.
+    """
+
+    files: FilesAddress
+
+
 #: How a fault's location names the kind of a log, and what it then is.
 LOG_KINDS: Mapping[str, type[Section]] = {
     "(folder)": LocalLogSpec,
     "(topic)": KafkaLogSpec,
     "(subscription)": PubSubLogSpec,
+    "(files)": FilesLogSpec,
 }
+#: The key that only one kind of log has.
+_KIND_KEYS = {"kafka": "(topic)", "pubsub": "(subscription)", "files": "(files)"}
 
 
 def _log_kind(value: Any) -> str | None:
-    """By the key that only a topic, or a subscription, has."""
     if isinstance(value, Mapping):
-        return "(topic)" if "kafka" in value else "(subscription)" if "pubsub" in value else "(folder)"
+        return next((kind for key, kind in _KIND_KEYS.items() if key in value), "(folder)")
     return next((kind for kind, of_kind in LOG_KINDS.items() if isinstance(value, of_kind)), None)
 
 
@@ -88,18 +101,20 @@ LogSpec = Annotated[
     Discriminator(
         _log_kind,
         custom_error_type="log_kind",
-        custom_error_message="a mapping with path, a folder, or with kafka, a topic; a Pub/Sub subscription may "
-        "be impressions and actions only, as it keeps no message that was acknowledged",
+        custom_error_message="a mapping with path, a folder, or with kafka, a topic; a Pub/Sub subscription, which "
+        "keeps no message that was acknowledged, and files may be impressions and actions only",
     ),
 ]
 InputSpec = Annotated[
     Annotated[LocalLogSpec, Tag("(folder)")]
     | Annotated[KafkaLogSpec, Tag("(topic)")]
-    | Annotated[PubSubLogSpec, Tag("(subscription)")],
+    | Annotated[PubSubLogSpec, Tag("(subscription)")]
+    | Annotated[FilesLogSpec, Tag("(files)")],
     Discriminator(
         _log_kind,
         custom_error_type="log_kind",
-        custom_error_message="a mapping with path, a folder, with kafka, a topic, or with pubsub, a subscription",
+        custom_error_message="a mapping with path, a folder, with kafka, a topic, with pubsub, a subscription, or with "
+        "files",
     ),
 ]
 
@@ -428,16 +443,26 @@ class JobSpec(Section):
 
         Raises:
             ReadOnceLog: it is a Pub/Sub subscription, which only the join reads.
+            ReadOnlyInput: it is files, which only the join and the preview read.
         """
         if isinstance(log, PubSubLogSpec):
             raise log.pubsub.read_once("everything but the live join")
+        if isinstance(log, FilesLogSpec):
+            raise log.files.read_only("everything but the live join and the preview")
         if isinstance(log, KafkaLogSpec):
             return log.kafka
         return LocalAddress(self.path(log.path), log.partitions)
 
-    def input(self, log: InputSpec) -> LogAddress | PubSubAddress:
+    def input(self, log: InputSpec) -> LogAddress | PubSubAddress | FilesAddress:
         """Where an input of the join lies."""
+        if isinstance(log, FilesLogSpec):
+            return log.files.resolved_in(str(self.dir))
         return log.pubsub if isinstance(log, PubSubLogSpec) else self.address(log)
+
+    def written_inputs(self) -> list[LogAddress]:
+        """The inputs that messages can be appended to: topics and folders."""
+        inputs = (self.logs.impressions, self.logs.actions)
+        return [self.address(log) for log in inputs if isinstance(log, LocalLogSpec | KafkaLogSpec)]
 
     def subscriptions(self) -> list[str]:
         """Those of the inputs that are Pub/Sub subscriptions."""

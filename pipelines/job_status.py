@@ -64,7 +64,8 @@ def read_status(rest: FlinkRest, name: str) -> JobStatus:
     metrics = {} if job.ended else job_metrics(rest, job.id, NAMESPACE)
     now = rest.get(f"/jobs/{job.id}")
     asked = rest.get(f"/jobs/{job.id}/metrics?get=numRestarts")
-    newest = rest.newest_checkpoint(job.id)
+    checkpoints = rest.checkpoints(job.id)
+    newest = checkpoints.newest
     return JobStatus(
         id=job.id,
         name=job.name,
@@ -75,7 +76,7 @@ def read_status(rest: FlinkRest, name: str) -> JobStatus:
         restarts=sum(int(metric["value"]) for metric in asked),
         checkpoint_age_s=None if newest is None else time.time() - newest.completed_ms / 1e3,
         checkpoint_bytes=0 if newest is None else newest.size_bytes,
-        failed_checkpoints=rest.failed_checkpoints(job.id),
+        failed_checkpoints=checkpoints.failed,
         metrics=metrics,
     )
 

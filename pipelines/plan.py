@@ -12,7 +12,14 @@ from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
 from cuckooflow.embedding_store.kind_checks import state_bytes
 from cuckooflow.models.duration import format_duration
 from cuckooflow.models.features import FeatureSpec
-from cuckooflow.pipelines.job_spec import ActionMessageSpec, InputSpec, JobSpec, KafkaLogSpec, PubSubLogSpec
+from cuckooflow.pipelines.job_spec import (
+    ActionMessageSpec,
+    FilesLogSpec,
+    InputSpec,
+    JobSpec,
+    KafkaLogSpec,
+    PubSubLogSpec,
+)
 from cuckooflow.pipelines.options import column_type, training_options
 from cuckooflow.transforms.columns import Column
 
@@ -76,9 +83,11 @@ def _join_stages(job: JobSpec) -> Iterable[tuple[str, ...]]:
 
 
 def _place(log: InputSpec) -> str:
-    """Address of a topic, without its client's properties, or of a subscription; or a folder as the spec names it."""
+    """Address of a topic, without its client's properties, or of a subscription; files, or a folder, as the spec names it."""
     if isinstance(log, PubSubLogSpec):
         return str(log.pubsub)
+    if isinstance(log, FilesLogSpec):
+        return str(log.files)
     return str(log.kafka) if isinstance(log, KafkaLogSpec) else str(log.path)
 
 

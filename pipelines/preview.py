@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from rich.table import Table
 
 from cuckooflow.logs.address import LocalAddress
 from cuckooflow.logs.contract import LogReader
-from cuckooflow.pipelines.job_spec import JobSpec, LocalLogSpec, LogSpec
+from cuckooflow.pipelines.job_spec import FilesLogSpec, InputSpec, JobSpec, LocalLogSpec, LogSpec
 from cuckooflow.pipelines.run import run_pipeline
+from cuckooflow.transforms.dead_letters import UNREADABLE_FILE
+from cuckooflow.transforms.files_log import FilesLog
 
 #: Actions are taken so many times as often as impressions: an impression may have several.
 ACTIONS_PER_IMPRESSION = 10
@@ -36,30 +39,44 @@ def preview(job: JobSpec, rows: int, console: Console) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="cuckooflow-preview-") as folder:
         copied = job.model_copy(update={"dir": Path(folder), "logs": _default_logs(job)})
+        unreadable: list[dict[str, Any]] = []
         for log, messages in (
             ("impressions", rows),
             ("actions", rows * ACTIONS_PER_IMPRESSION),
         ):
-            source: LogSpec = getattr(job.logs, log)
+            source: InputSpec = getattr(job.logs, log)
             target: LocalLogSpec = getattr(copied.logs, log)
-            _copy_head(job.address(source).open_reader(), copied.path(target.path), messages)
+            with contextlib.closing(_open(job, source, folder)) as reader:
+                unreadable += _copy_head(reader, copied.path(target.path), messages)
         run_pipeline("join", copied, "direct", stop_at_end=True, beam_args=())
-        _show(copied, console)
+        _show(copied, unreadable, console)
+
+
+def _open(job: JobSpec, log: InputSpec, folder: str) -> LogReader:
+    """The log's reader; one of files has its list of them in ``folder``."""
+    if not isinstance(log, FilesLogSpec):
+        return job.address(log).open_reader()
+    files = log.files.resolved_in(str(job.dir))
+    return FilesLog(files.model_copy(update={"manifest": tempfile.mkdtemp(dir=folder)}), rows=1)
 
 
 def _default_logs(job: JobSpec) -> Any:
     """The job's logs under names of their own: its paths may lead out of any folder."""
-    named = {
-        name: LocalLogSpec(
-            path=Path("logs") / name, partitions=job.address(getattr(job.logs, name)).partitions
-        )
-        for name in type(job.logs).model_fields
-    }
+    named = {}
+    for name in type(job.logs).model_fields:
+        log = getattr(job.logs, name)
+        partitions = (log.files if isinstance(log, FilesLogSpec) else job.address(log)).partitions
+        named[name] = LocalLogSpec(path=Path("logs") / name, partitions=partitions)
     return job.logs.model_copy(update=named)
 
 
-def _copy_head(log: LogReader, target: Path, messages: int) -> None:
-    """The first messages of a log, the partitions taking equal parts, with their append times."""
+def _copy_head(log: LogReader, target: Path, messages: int) -> list[dict[str, Any]]:
+    """Copy the first messages of a log, the partitions taking equal parts, with their append times.
+
+    Returns:
+        As rows of dead letters, what has no bytes to be copied.
+    """
+    unreadable: list[dict[str, Any]] = []
     partitions = log.partitions()
     local = LocalAddress(target, len(partitions))
     local.create("frames")
@@ -67,17 +84,23 @@ def _copy_head(log: LogReader, target: Path, messages: int) -> None:
     for place, partition in enumerate(partitions):
         share = messages // len(partitions) + (place < messages % len(partitions))
         batch = log.read(partition, log.start_offset(partition), max_messages=max(1, share))
-        values = batch.values[:share]
-        append_us = batch.append_us[:share]
+        readable = [at for at in range(min(share, len(batch))) if at not in batch.unreadable]
+        values = batch.values.take(pa.array(readable, pa.int64()))
+        append_us = batch.append_us[readable]
+        for at, detail in batch.unreadable.items():
+            offset = int(batch.offsets[at])
+            letter = {"log": log.name, "offset": offset, "reason": UNREADABLE_FILE, "detail": detail}
+            unreadable.append(letter)
         for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(append_us)) + 1):
             if len(part):
                 writer.append(partition, values.take(pa.array(part)), int(append_us[part[0]]))
     writer.close()
+    return unreadable
 
 
-def _show(job: JobSpec, console: Console) -> None:
+def _show(job: JobSpec, unreadable: list[dict[str, Any]], console: Console) -> None:
     examples = sorted(_messages(job, job.logs.examples), key=lambda row: int(row["_time"]))
-    dead = list(_messages(job, job.logs.dead_letters))
+    dead = [*unreadable, *_messages(job, job.logs.dead_letters)]
     late, unmatched = (sum(1 for _ in _messages(job, log)) for log in (job.logs.late, job.logs.unmatched))
     actions = job.address(job.logs.actions).open_reader()
     read = sum(actions.end_offset(partition) for partition in actions.partitions())

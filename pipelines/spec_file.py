@@ -23,6 +23,7 @@ from cuckooflow.models.spec import ModelSpec
 from cuckooflow.pipelines.job_spec import (
     LOG_KINDS,
     ColumnsSpec,
+    FilesLogSpec,
     JobSpec,
     JoinSpec,
     LabelSpec,
@@ -247,6 +248,7 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
             spec = getattr(sections["messages"], log)
             faults += [Fault(*fault) for fault in message_faults(log, spec, getattr(columns, log), folder)]
     faults += _once_faults(sections)
+    faults += _files_faults(sections)
     labels: dict[str, LabelSpec] | None = sections.get("labels")
     if columns is not None and "join" in sections:
         faults += _join_faults(sections["join"], columns)
@@ -329,6 +331,19 @@ def _once_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
     if once and sections["join"].replay_speed is not None:
         speed = repr(sections["join"].replay_speed)
         yield Fault(("join", "replay_speed"), speed, "none where an input is a Pub/Sub subscription")
+
+
+def _files_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
+    """Messages of another format than what an input's files hold."""
+    for log in ("impressions", "actions") if "logs" in sections and "messages" in sections else ():
+        of_log = getattr(sections["logs"], log)
+        if not isinstance(of_log, FilesLogSpec):
+            continue
+        files, kind = of_log.files, getattr(sections["messages"], log).format
+        allowed = {"json": ("json",), "parquet": ("json", "arrow")}.get(files.format)
+        if files.value is None and allowed is not None and kind not in allowed:
+            takes = f"{' or '.join(allowed)}, as logs.{log}.files has the format {files.format}"
+            yield Fault(("messages", log, "format"), repr(kind), takes)
 
 
 def _join_faults(join: JoinSpec, columns: ColumnsSpec) -> Iterator[Fault]:

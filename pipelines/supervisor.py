@@ -84,10 +84,10 @@ class Supervisor:
     def start(self) -> None:
         """Create the input logs where they do not exist, and start every process."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for log in (self._job.logs.impressions, self._job.logs.actions):
-            self._job.address(log).create_missing("lines").close()
-        for address in (*store_addresses(self._job), address_files(self._job)[1]):
-            address.unlink(missing_ok=True)
+        for address in self._job.written_inputs():
+            address.create_missing("lines").close()
+        for file in (*store_addresses(self._job), address_files(self._job)[1]):
+            file.unlink(missing_ok=True)
         self._thread.start()
 
     def wait_ready(self, timeout_s: float = 60.0) -> None:

@@ -68,6 +68,19 @@ class Checkpoint:
     size_bytes: int
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """What Flink says of a job's checkpoints, at one moment.
+
+    Attributes:
+        newest: the newest completed checkpoint or savepoint; None: there is none.
+        failed: how many have failed so far.
+    """
+
+    newest: Checkpoint | None
+    failed: int
+
+
 class FlinkRest:
     """A client. Keeps no connection; thread-safe.
 
@@ -112,22 +125,22 @@ class FlinkRest:
 
     def newest_checkpoint(self, job: str) -> Checkpoint | None:
         """The newest completed checkpoint or savepoint of a job, by its id."""
-        latest = self._checkpoints(job).get("latest", {})
-        found = [latest[kind] for kind in ("completed", "savepoint") if latest.get(kind)]
-        if not found:
-            return None
-        newest = max(found, key=lambda one: one["latest_ack_timestamp"])
-        path = newest["external_path"]
-        return Checkpoint(
-            kind="savepoint" if newest["is_savepoint"] else "checkpoint",
-            path=path if "/" in path else None,
-            completed_ms=newest["latest_ack_timestamp"],
-            size_bytes=newest["state_size"],
-        )
+        return self.checkpoints(job).newest
 
-    def failed_checkpoints(self, job: str) -> int:
-        """How many of a job's checkpoints have failed so far."""
-        return int(self._checkpoints(job).get("counts", {}).get("failed", 0))
+    def checkpoints(self, job: str) -> Checkpoints:
+        """A job's checkpoints, by its id; none of a job that makes none, such as a bounded one."""
+        try:
+            answer: dict[str, Any] = self.get(f"/jobs/{job}/checkpoints")
+        except FlinkJobNotFound:
+            self.get(f"/jobs/{job}")  # Flink's answer is the same where it does not know the job at all
+            answer = {}
+        latest = answer.get("latest", {})
+        found = [latest[kind] for kind in ("completed", "savepoint") if latest.get(kind)]
+        newest = max(found, key=lambda one: one["latest_ack_timestamp"], default=None)
+        return Checkpoints(
+            newest=None if newest is None else _checkpoint(newest),
+            failed=int(answer.get("counts", {}).get("failed", 0)),
+        )
 
     def configuration(self) -> dict[str, str]:
         """The JobManager's own."""
@@ -173,15 +186,6 @@ class FlinkRest:
         return self._request("GET", path, None)
 
     # --- how
-
-    def _checkpoints(self, job: str) -> dict[str, Any]:
-        """What Flink says of them; nothing of a job that makes none, such as a bounded one."""
-        try:
-            answer: dict[str, Any] = self.get(f"/jobs/{job}/checkpoints")
-        except FlinkJobNotFound:
-            self.get(f"/jobs/{job}")  # Flink's answer is the same where it does not know the job at all
-            return {}
-        return answer
 
     def _triggered(self, job: str, what: str, body: Mapping[str, object]) -> str:
         given = {name: value for name, value in body.items() if value is not None}
@@ -245,6 +249,16 @@ def find_flink(cluster: Path, addresses: ClusterAddresses, rest: str | None) -> 
             f"expected --flink-rest or a local cluster in {cluster}, found neither; start one with: cuckooflow cluster up"
         )
     return FlinkRest(url)
+
+
+def _checkpoint(told: Mapping[str, Any]) -> Checkpoint:
+    path = told["external_path"]
+    return Checkpoint(
+        kind="savepoint" if told["is_savepoint"] else "checkpoint",
+        path=path if "/" in path else None,
+        completed_ms=told["latest_ack_timestamp"],
+        size_bytes=told["state_size"],
+    )
 
 
 def _innermost(stack: str) -> str:

@@ -21,6 +21,8 @@ EMPTY = "empty"
 NOT_AN_OBJECT = "not_an_object"
 #: More than one JSON object in one message.
 SEVERAL_OBJECTS = "several_objects"
+#: A file that is damaged from here on, or is not the one that was seen; ``value`` is null.
+UNREADABLE_FILE = "unreadable_file"
 #: Neither JSON nor a whole Arrow stream.
 MALFORMED = "malformed"
 #: A column that the schema does not declare, where it asks for that to be refused.
@@ -40,6 +42,7 @@ FUTURE_TIME = "future_time"
 
 PARSE_REASONS: tuple[str, ...] = (
     TOMBSTONE,
+    UNREADABLE_FILE,
     EMPTY,
     NOT_AN_OBJECT,
     SEVERAL_OBJECTS,
@@ -53,8 +56,9 @@ PARSE_REASONS: tuple[str, ...] = (
     FUTURE_TIME,
 )
 
-#: ``row`` is -1 where the message as a whole was refused. ``value`` is null for a tombstone, and for a further
-#: refused item of a message that was exploded, whose bytes stand with the first one: to replay, skip these.
+#: ``row`` is -1 where the message as a whole was refused. ``value`` is null for a tombstone, for an unreadable file,
+#: and for a further refused item of a message that was exploded, whose bytes stand with the first one: to replay, skip
+#: these.
 DEAD_LETTER_SCHEMA = pa.schema(
     [
         pa.field("log", pa.string()),

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from cuckooflow.errors import InputFileWrong, SpecError
@@ -24,6 +23,7 @@ from cuckooflow.transforms.json_lines_file import lines_of
 from cuckooflow.transforms.parse import Parsed
 from cuckooflow.transforms.placed_rows import PlaceColumns, parse_lines, parse_places, parse_records
 from cuckooflow.transforms.tfrecord_file import records_of
+from cuckooflow.transforms.whole_read import is_compressed, open_inflated, open_plain
 
 I64 = npt.NDArray[np.int64]
 
@@ -90,14 +90,14 @@ class FileInput:
         if self.format == "tfrecord":
             yield FileRange(self, log, number, path, size, 0, -1, size)
         elif self.format == "json":
-            whole = _compressed(path)
+            whole = is_compressed(path)
             for at in range(0, max(1, size), max(1, size) if whole else RANGE_BYTES):
                 end = size if whole else min(size, at + RANGE_BYTES)
                 yield FileRange(self, log, number, path, size, at, -1 if whole else end, end - at)
         elif size <= RANGE_BYTES:
             yield FileRange(self, log, number, path, size, 0, -1, size)
         else:
-            with _open(path) as file:
+            with open_plain(path) as file:
                 groups = pq.ParquetFile(file).metadata.num_row_groups
             step = max(1, groups * RANGE_BYTES // size)
             for first in range(0, groups, step):
@@ -163,8 +163,8 @@ class FileRange:
             if source.format == "tfrecord":
                 yield from self._record_batches(max_future_skew_us)
                 return
-            with _open(self.path) as file:
-                opened = pq.ParquetFile(file)
+            with open_plain(self.path) as file:
+                opened = pq.ParquetFile(file, page_checksum_verification=True)
                 meta = opened.metadata
                 groups = range(self.first, meta.num_row_groups if self.last < 0 else self.last)
                 at = sum(meta.row_group(g).num_rows for g in range(self.first))
@@ -177,20 +177,20 @@ class FileRange:
                         parse_places(table, offsets, self.number, source, self.log, max_future_skew_us),
                         batch.num_rows / rows,
                     )
-        except (pa.ArrowInvalid, EOFError) as error:
+        except (pa.ArrowInvalid, EOFError, OSError) as error:
             raise InputFileWrong(
                 f"expected {self.path} to be a whole {source.format} file: {error}"
             ) from error
 
     def _line_batches(self, max_future_skew_us: int) -> Iterator[tuple[Parsed, float]]:
-        with FileSystems.open(self.path, compression_type=CompressionTypes.AUTO) as file:
+        with open_inflated(self.path) as file:
             end = None if self.last < 0 else self.last
             for lines, offsets, share in lines_of(file, self.first, end, _HEAD_BYTES):
                 parsed = parse_lines(lines, offsets, self.number, self.input, self.log, max_future_skew_us)
                 yield parsed, min(1.0, share if end is not None else _HEAD_BYTES / max(1, 4 * self.size))
 
     def _record_batches(self, max_future_skew_us: int) -> Iterator[tuple[Parsed, float]]:
-        with FileSystems.open(self.path, compression_type=CompressionTypes.AUTO) as file:
+        with open_inflated(self.path) as file:
             for records, offsets in records_of(file, _HEAD_BYTES):
                 yield (
                     parse_records(records, offsets, self.number, self.input, self.log, max_future_skew_us),
@@ -201,11 +201,3 @@ class FileRange:
         none = np.empty(0, np.int64)
         parse = parse_records if self.input.format == "tfrecord" else parse_lines
         return parse([], none, self.number, self.input, self.log, max_future_skew_us)
-
-
-def _open(path: str) -> Any:
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-
-
-def _compressed(path: str) -> bool:
-    return CompressionTypes.detect_compression_type(path) != CompressionTypes.UNCOMPRESSED

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from cuckooflow.errors import LogUnavailable
-from cuckooflow.logs.contract import LogReader, MessageBatch, OnceReader, PrefetchingReader, ReportingReader
+from cuckooflow.logs.contract import (
+    FilesReader,
+    LogReader,
+    MessageBatch,
+    OnceReader,
+    PrefetchingReader,
+    ReportingReader,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -95,6 +102,16 @@ class LogWatch:
             LogUnavailable: it has been away for longer than it may be.
         """
         return None if self.away else self._asked(self.reader.start_offset, partition, now_us)
+
+    def files_left(self, partition: int, offset: int, now_us: int) -> int | None:
+        """See :class:`~cuckooflow.logs.contract.FilesReader`; None: that is not known, as the file system is away.
+
+        Raises:
+            LogUnavailable: it has been away for longer than it may be.
+        """
+        assert isinstance(self.reader, FilesReader)
+        left = self.reader.files_left
+        return None if self.away else self._asked(lambda p: left(p, offset), partition, now_us)
 
     def away_us(self, now_us: int) -> int:
         """For how long the broker has not answered; 0 where it does."""

@@ -56,6 +56,7 @@ _OF_SOURCE = (
     Metric(
         "source_{log}_lag_messages", "gauge", "messages", "end of the log less what was read, all partitions"
     ),
+    Metric("source_{log}_lag_files", "gauge", "files", "of an input of files: those not read to their ends"),
     Metric(
         "source_{log}_watermark_lag_ms",
         "gauge",

@@ -20,7 +20,7 @@ from cuckooflow.logs.contract import MessageBatch
 from cuckooflow.transforms.arrow_messages import IPC_MAGIC, decode_arrow, decode_table
 from cuckooflow.transforms.avro_messages import decode_avro
 from cuckooflow.transforms.columns import EventSchema
-from cuckooflow.transforms.dead_letters import EMPTY, TOMBSTONE, Refused, dead_letters
+from cuckooflow.transforms.dead_letters import EMPTY, TOMBSTONE, UNREADABLE_FILE, Refused, dead_letters
 from cuckooflow.transforms.decoded import OTHER_ACTION, Decoded, Rows
 from cuckooflow.transforms.in_band import NO_TIME_US
 from cuckooflow.transforms.json_messages import decode_json
@@ -67,7 +67,7 @@ def parse_messages(
         max_future_skew_us: an event time further past its append time is refused.
     """
     messages = batch.values.to_pylist()
-    decoded = _decode(messages, schema)
+    decoded = _decode(messages, schema, batch.unreadable)
     read = _rows_read(decoded)
     parts = []
     for part in decoded.parts:
@@ -114,7 +114,7 @@ def parse_table(
 # --- by format ------------------------------------------------------------------------------
 
 
-def _decode(messages: Sequence[bytes | None], schema: EventSchema) -> Decoded:
+def _decode(messages: Sequence[bytes | None], schema: EventSchema, unreadable: Mapping[int, str]) -> Decoded:
     """Every message to its format's decoder; what is no message in any format is refused here."""
     decoded = Decoded()
     kind = schema.message.kind
@@ -122,7 +122,9 @@ def _decode(messages: Sequence[bytes | None], schema: EventSchema) -> Decoded:
     arrow: list[int] = []
     blanks: list[int] = []
     for i, message in enumerate(messages):
-        if message is None:
+        if i in unreadable:
+            decoded.refused.append(Refused(i, -1, UNREADABLE_FILE, unreadable[i], None))
+        elif message is None:
             refused = Refused(i, -1, TOMBSTONE, "expected a message, received a tombstone", None)
             decoded.refused.append(refused)
         elif kind == "json" and message[:1] != b"{":

@@ -13,6 +13,7 @@ from cuckooflow.logs.once_messages import OnceMessages
 from cuckooflow.logs.pubsub_address import PubSubAddress
 from cuckooflow.transforms.acknowledge import Acknowledge
 from cuckooflow.transforms.columns import EventSchema
+from cuckooflow.transforms.files_address import FilesAddress
 from cuckooflow.transforms.front_ends import Firing, FrontEnd, PollSourceTransform
 from cuckooflow.transforms.given_poller import GivenPoller
 from cuckooflow.transforms.hand_over import HandOver
@@ -27,7 +28,7 @@ from cuckooflow.transforms.replay_bound import ReplayBound
 class LogInput:
     """A log to read: where it lies, and the shape of its rows."""
 
-    place: LogAddress | PubSubAddress | str | os.PathLike[str]
+    place: LogAddress | PubSubAddress | FilesAddress | str | os.PathLike[str]
     schema: EventSchema
 
     def open(self) -> PollSource:
@@ -37,7 +38,9 @@ class LogInput:
             LogNotFound: no log is there.
             LogUnavailable: no broker answers.
         """
-        place = self.place if isinstance(self.place, PubSubAddress) else to_address(self.place)
+        place = self.place
+        if not isinstance(place, PubSubAddress | FilesAddress):
+            place = to_address(place)
         return PollSource(place.open_reader(), self.schema)
 
 
@@ -111,6 +114,9 @@ class ReadLogs(PollSourceTransform):
         replay: ReplayBound | None = None,
     ) -> None:
         options = options or PollOptions()
+        for source in (impressions, actions):
+            if hand_over is not None and isinstance(source.place, FilesAddress):
+                raise source.place.read_only("a hand-over")
         once = {
             log: source.place
             for log, source in ((IMPRESSIONS, impressions), (ACTIONS, actions))

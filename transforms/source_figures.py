@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from cuckooflow.logs.contract import FilesReader
 from cuckooflow.transforms.in_band import LOG_NAMES, NO_TIME_US
 from cuckooflow.transforms.log_watch import LogWatch
 from cuckooflow.transforms.poll_state import PartitionState, Place
@@ -19,7 +20,7 @@ def source_figures(
     """Names of :mod:`~cuckooflow.transforms.metric_names` -> value.
 
     A partition that has ended has no lag, and is no part of its log's watermark. The lag of a log whose broker is
-    away is not known, and left out. A partition that is not at its end costs a question to its broker.
+    away is not known, and left out, as is that of files in messages. A partition that is not at its end costs a question to its broker.
 
     Args:
         partitions: of both logs.
@@ -43,6 +44,11 @@ def source_figures(
             oldest = min(known, key=lambda p: (known[p], p))
             figures[f"{name}_oldest_partition"] = oldest
             figures[f"{name}_watermark_lag_ms"] = (now_us - known[oldest]) // 1_000
+        if isinstance(watch.reader, FilesReader):
+            left = {p: watch.files_left(p, state.next_offset, now_us) for p, state in mine.items()}
+            if None not in left.values():
+                figures[f"{name}_lag_files"] = sum(count or 0 for count in left.values())
+            continue
         lags = {p: _lag(watch, p, state, now_us) for p, state in mine.items()}
         seen = {p: lag for p, lag in lags.items() if lag is not None}
         for p, lag in seen.items():

@@ -39,9 +39,10 @@ class JobInputs:
             (IMPRESSIONS, impression_schema(job), job.backfill.impressions, job.logs.impressions),
             (ACTIONS, action_schema(job), job.backfill.actions, job.logs.actions),
         ):
-            place = job.address(of_log)
             sources[log] = (
-                LogInput(place, schema) if files is None else _files(job, files, schema, place.name)
+                LogInput(job.address(of_log), schema)
+                if files is None
+                else _files(job, files, schema, job.input(of_log).name)
             )
         return cls(sources, range_messages)
 

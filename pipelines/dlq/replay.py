@@ -43,6 +43,7 @@ class ReplayCounts:
         gone: their message is not kept any more, neither in the letter nor in its log.
         refused_again: had been put back as they are, and were refused again.
         unknown_log: of a log that is no input of the job.
+        read_only: of an input of files: a file with what they should have been is put beside the others.
     """
 
     replayed: int = 0
@@ -52,6 +53,7 @@ class ReplayCounts:
     gone: int = 0
     refused_again: int = 0
     unknown_log: int = 0
+    read_only: int = 0
 
     def __str__(self) -> str:
         return " ".join(f"{name}={count}" for name, count in asdict(self).items())
@@ -66,6 +68,7 @@ class Replay:
         ledger: open for writing.
         mend: see :data:`Mend`; None appends the original bytes.
         again: also letters of what was put back before and was refused again.
+        read_only: names of the inputs that nothing is appended to.
         now_us: the clock that gives append times.
     """
 
@@ -73,6 +76,7 @@ class Replay:
     ledger: Ledger
     mend: Mend | None = None
     again: bool = False
+    read_only: frozenset[str] = frozenset()
     now_us: Callable[[], int] = lambda: time.time_ns() // 1_000
     counts: ReplayCounts = field(default_factory=ReplayCounts)
 
@@ -139,7 +143,9 @@ class Replay:
         seen: set[Place] = set()
         for letter in letters:
             place = letter.place
-            if place.log not in readers:
+            if place.log in self.read_only:
+                self.counts.read_only += 1
+            elif place.log not in readers:
                 self.counts.unknown_log += 1
             elif place in replayed or place in seen:
                 self.counts.already += 1

@@ -21,9 +21,10 @@ from cuckooflow.errors import (
     named_in,
 )
 from cuckooflow.pipelines.flink_batch import FlinkBatch
+from cuckooflow.pipelines.job_status import read_status
 from cuckooflow.runners.cluster import ClusterAddresses
 from cuckooflow.runners.cluster.ports import free_port
-from cuckooflow.runners.flink_rest import FlinkRest
+from cuckooflow.runners.flink_rest import Checkpoint, Checkpoints, FlinkRest
 
 Cli = Callable[..., Any]
 
@@ -90,14 +91,23 @@ def test_nothing_to_resume(films: Any, cli: Cli, tmp_path: Path) -> None:
 # --- answers that a real Flink gives only in trouble ------------------------------------------------
 
 
+class Answers(dict[str, tuple[int, Any]]):
+    """Path -> (status, JSON); ``asked``: the paths that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+
 @pytest.fixture
-def answers() -> Iterator[tuple[FlinkRest, dict[str, tuple[int, Any]]]]:
-    """A client, and what the server on its other end answers: path -> (status, JSON)."""
-    given: dict[str, tuple[int, Any]] = {}
+def answers() -> Iterator[tuple[FlinkRest, Answers]]:
+    """A client, and what the server on its other end answers: path -> (status, JSON); and the paths it was asked."""
+    given = Answers()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            given.asked.append(self.path)
             code, body = given[self.path]
             data = json.dumps(body).encode()
             self.send_response(code)
@@ -173,7 +183,32 @@ def test_a_job_that_makes_no_checkpoints_has_none(answers: Any) -> None:
     given["/jobs/a/checkpoints"] = (404, {"errors": ["Checkpointing has not been enabled."]})
     given["/jobs/a"] = (200, {"jid": "a", "state": "FINISHED"})
     assert rest.newest_checkpoint("a") is None
-    assert rest.failed_checkpoints("a") == 0
+    assert rest.checkpoints("a") == Checkpoints(newest=None, failed=0)
+
+
+def test_the_newest_of_checkpoint_and_savepoint_and_how_many_failed_by_one_question(answers: Any) -> None:
+    rest, given = answers
+
+    def made(path: str, at_ms: int, savepoint: bool) -> dict[str, Any]:
+        return {
+            "external_path": path,
+            "latest_ack_timestamp": at_ms,
+            "is_savepoint": savepoint,
+            "state_size": 77,
+        }
+
+    given["/jobs/overview"] = (200, listed(("a", "films", "FINISHED", 1)))
+    given["/jobs/a"] = (200, {"vertices": [{"parallelism": 2}], "state": "FINISHED"})
+    given["/jobs/a/metrics?get=numRestarts"] = (200, [{"id": "numRestarts", "value": "3"}])
+    completed, savepoint = made("<checkpoint-not-externally-addressable>", 5, False), made("file:/s", 9, True)
+    latest = {"completed": completed, "savepoint": savepoint, "failed": None}
+    given["/jobs/a/checkpoints"] = (200, {"latest": latest, "counts": {"failed": 4}})
+    status = read_status(rest, "films")
+    assert (status.failed_checkpoints, status.checkpoint_bytes, status.restarts) == (4, 77, 3)
+    assert given.asked.count("/jobs/a/checkpoints") == 1
+    assert rest.checkpoints("a") == Checkpoints(Checkpoint("savepoint", "file:/s", 9, 77), 4)
+    savepoint["latest_ack_timestamp"] = 4
+    assert rest.newest_checkpoint("a") == Checkpoint("checkpoint", None, 5, 77)
 
 
 def test_a_workers_error_is_known_again_in_what_flink_tells_of_it():

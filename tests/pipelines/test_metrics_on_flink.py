@@ -22,8 +22,8 @@ START_MS = 1_767_225_600_000
 DAY_MS = 86_400_000
 #: For a job until its first rows: Flink, a worker process and its imports on a busy machine.
 BOUND_S = 180
-#: Of the trainer's reader.
-NOT_OF_THE_JOIN = {"examples_repeats_dropped", "examples_skipped"}
+#: Of the trainer's reader, and of inputs that are files.
+NOT_OF_THE_JOIN = {"examples_repeats_dropped", "examples_skipped", "source_{log}_lag_files"}
 
 
 @pytest.fixture

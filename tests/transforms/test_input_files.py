@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,6 +150,21 @@ def test_a_tfrecord_file_that_is_not_whole_is_refused(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputFileWrong, match=r"a\.tfrecord"):
         read(source)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, zstandard.ZstdCompressor().compress])
+def test_compressed_lines_that_are_cut_off_are_refused(tmp_path, pack):
+    """Also where the cut leaves whole lines alone: a shorter file would be taken for the whole one."""
+    suffix = {gzip.compress: "gz", bz2.compress: "bz2"}.get(pack, "zst")
+    whole = pack(b"".join(json.dumps(event(n, x=hash(str(n)) / 7)).encode() + b"\n" for n in range(500)))
+    path = tmp_path / f"a.jsonl.{suffix}"
+    source = files(tmp_path, f"a.jsonl.{suffix}")
+    path.write_bytes(whole + whole)  # two streams in one file are one
+    assert len(read(source)[0]) == 1_000
+    for end in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputFileWrong, match=r"a\.jsonl"):
+            read(source)
 
 
 def test_a_tfrecord_has_no_columns(tmp_path):
