@@ -177,6 +177,20 @@ class NoSnapshot(CuckooflowError):
 # --- training -------------------------------------------------------------------------------
 
 
+class FilesGap(CuckooflowError):
+    """Files of examples do not go from where the store stands to where the examples log begins. Make the days that
+    are missing, or archive the log again."""
+
+
+class TrainedTwice(CuckooflowError):
+    """Files of examples and the examples log hold the same examples, so these would count twice. Train either, or
+    hand the join over."""
+
+
+class DayMadeAnew(CuckooflowError):
+    """A day's files were made anew while the store had trained a part of them. Put the old ones back, or rewind."""
+
+
 class TrainingGap(CuckooflowError):
     """The store stands before what arrives, and what lies between cannot be read again."""
 

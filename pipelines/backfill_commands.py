@@ -1,4 +1,4 @@
-"""``cuckooflow backfill join``: whole days of examples, from bounded inputs."""
+"""``cuckooflow backfill join | train | archive``: whole days of examples as files, and training on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cuckooflow.errors import SpecError
 from cuckooflow.pipelines import job_commands
 from cuckooflow.runners.cluster import DEFAULT_FOLDER, LocalCluster
 from cuckooflow.runners.flink_rest import find_flink
@@ -28,6 +29,11 @@ Out = Annotated[str, typer.Option("--out", help="folder of the days: a path, or 
 class BatchRunner(StrEnum):
     DIRECT = "direct"
     FLINK = "flink"
+
+
+class TrainRunner(StrEnum):
+    DIRECT = "direct"
+    PRISM = "prism"
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -130,6 +136,44 @@ def archive(
 
     days = [None if day is None else _day(day) for day in (first, until)]
     archive_examples(load_spec(spec_file), folder_of(out), days[0], days[1], open_days, tell)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    spec_file: SpecFile,
+    days: Annotated[
+        str | None,
+        typer.Argument(metavar="DIR", help="folder of the days, as backfill join and archive write them"),
+    ] = None,
+    follow: Annotated[
+        str | None,
+        typer.Option("--follow", metavar="DIR", help="train what is there, and go on as whole days appear"),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option("--until", formats=["%Y-%m-%d"], help="the day to stop before")
+    ] = None,
+    runner: Annotated[TrainRunner, typer.Option(help="where it runs")] = TrainRunner.DIRECT,
+) -> None:
+    """Train the store on days of examples as files; `run train` then goes on from exactly there.
+
+    Killed, the same command goes on where the store stands. The store must run. Options not known here go to Beam.
+    """
+    from cuckooflow.pipelines.backfill.train import TrainRequest, run_train_backfill
+    from cuckooflow.pipelines.spec_file import load_spec
+
+    if days is not None and days.startswith("-"):
+        raise SpecError(f"expected the folder of the days before options for Beam, received {days}")
+    if (days is None) == (follow is None):
+        raise SpecError("expected DIR or --follow DIR, received both or none")
+    request = TrainRequest(
+        out=folder_of(follow if days is None else days),  # type: ignore[arg-type]
+        until=None if until is None else _day(until),
+        follow=follow is not None,
+        runner=runner.value,
+        beam_args=tuple(context.args),
+    )
+    run_train_backfill(load_spec(spec_file), request, tell)
 
 
 @app.command()

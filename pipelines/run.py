@@ -50,7 +50,7 @@ def run_pipeline(
         )
     preset = PRESETS[runner](beam_args)
     on_signal(stop_sources)
-    submit(stages(name, job, stop_at_end, hand_over), preset, partial(_await_end, name))
+    submit(stages(name, job, stop_at_end, hand_over), preset, partial(await_end, name))
 
 
 class BatchRuns(Protocol):
@@ -84,7 +84,7 @@ class DirectBatch:
     def run(self, phase: str, build: Callable[[beam.Pipeline], Any]) -> None:
         """See :class:`BatchRuns`."""
         preset = direct.preset(self._beam_args)
-        submit(lambda pipeline, _: build(pipeline), preset, partial(_await_end, phase))
+        submit(lambda pipeline, _: build(pipeline), preset, partial(await_end, phase))
 
 
 def stages(name: str, job: JobSpec, stop_at_end: bool, hand_over: HandOver | None) -> Build:
@@ -134,7 +134,12 @@ def submit(build: Build, preset: RunnerPreset, follow: Callable[[PipelineResult]
         raise named from e
 
 
-def _await_end(name: str, result: PipelineResult) -> None:
+def await_end(name: str, result: PipelineResult) -> None:
+    """Wait until a pipeline is done.
+
+    Raises:
+        CuckooflowError: it ended otherwise.
+    """
     state = result.wait_until_finish()
     if state != PipelineState.DONE:
         raise CuckooflowError(f"the {name} pipeline ended as {state}; expected {PipelineState.DONE}")

@@ -49,8 +49,9 @@ class DayFile:
         kind: of :data:`KINDS`.
         name: in the day's folder.
         rows, size: rows and bytes in it.
-        partition, first, last: of examples, the partition and the positions, as ``(offset, row)``, of its first
-            and last row; rows of a file are in the order of positions. None for other kinds.
+        partition, first, last: of rows with a place (examples; late ones of a backfill), the partition and the
+            positions, as ``(offset, row)``, of its first and last row; rows of a file are in the order of positions.
+            None for other kinds.
     """
 
     kind: str
@@ -85,6 +86,9 @@ class DayManifest:
         inputs: of a backfill, what its run has read of all inputs, also of other days, and left out.
         until_us: what a stream had given out when its clock was here; None: nothing follows.
         read: of an archive, partition (as text) -> first offset and end of what was read of the log.
+        whole: of an archive, partition (as text) -> offset and row where a range begins, offset and row where it
+            ends, of which every row is in some day of the folder, once its run has written all of ``days``.
+        days: of an archive, those that its run writes.
     """
 
     day: str
@@ -98,6 +102,8 @@ class DayManifest:
     inputs: dict[str, int] = field(default_factory=dict)
     until_us: int | None = None
     read: dict[str, tuple[int, int]] = field(default_factory=dict)
+    whole: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    days: tuple[str, ...] = ()
 
     def of_kind(self, kind: str) -> list[DayFile]:
         """The files of a kind, examples by partition and position."""
@@ -119,7 +125,9 @@ class DayManifest:
         body.pop("format")
         files = tuple(DayFile.of(entry) for entry in body.pop("files"))
         read = {name: (first, end) for name, (first, end) in body.pop("read").items()}
-        return cls(**body, files=files, read=read)
+        whole = {name: tuple(range_) for name, range_ in body.pop("whole", {}).items()}
+        days = tuple(body.pop("days", ()))
+        return cls(**body, files=files, read=read, whole=whole, days=days)
 
 
 def day_of(time_us: int) -> date:
@@ -208,7 +216,7 @@ class DayFileWriter:
         return self
 
     def write(self, rows: pa.RecordBatch) -> None:
-        """Add rows; of examples, in the order of positions and of one partition."""
+        """Add rows; those with a place in the order of positions and of one partition."""
         if not rows.num_rows:
             return
         if self._writer is None:
@@ -217,7 +225,7 @@ class DayFileWriter:
             self._writer = pq.ParquetWriter(self._stream, rows.schema, compression="zstd")
         self._writer.write_table(pa.Table.from_batches([rows]), row_group_size=ROW_GROUP_ROWS)
         self._rows += rows.num_rows
-        if self._kind == EXAMPLES:
+        if self._kind in (EXAMPLES, LATE) and "_row" in rows.schema.names:
             for at in (0, rows.num_rows - 1):
                 place = [int(rows.column(n)[at].as_py()) for n in ("_partition", "_offset", "_row")]
                 self._ends.append((place[0], (place[1], place[2])))

@@ -3,7 +3,10 @@
 The log is read partition by partition in the order of positions; each partition has one file in each day. Rows
 that repeat an earlier one are left out by the reader's rule, so whoever reads the files sees what a reader of
 the log sees. A day is archived when it is closed: when no shard of the join can give an example of it any
-more, by the clocks in the log of balances.
+more, by the clocks in the log of balances. A day whose first rows the log has deleted since stays as it is.
+
+Each manifest also says between which positions of each partition every row of the log is in some day of the folder
+(``whole``), so that a trainer that reads the files knows up to where it may say that it has read the log.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import contextlib
 import json
 import posixpath
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from datetime import date
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
@@ -34,6 +38,8 @@ from cuckooflow.transforms.day_files import (
     commit_day,
     day_of,
     day_start_us,
+    read_manifest,
+    whole_days,
 )
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.in_band import END_TIME_US
@@ -100,8 +106,10 @@ def closed_until_us(job: JobSpec) -> int:
     balances.close()
     if len(clocks) < job.join.num_shards:
         return 0
-    window_us = max(label.window for label in job.labels.values())
-    return max(0, min(clocks.values()) - window_us)
+    behind_us = max(label.window for label in job.labels.values())
+    if job.training.late != "ignore":  # then late examples go to the examples log too
+        behind_us += job.join.late_horizon
+    return max(0, min(clocks.values()) - behind_us)
 
 
 class _Archive:
@@ -124,16 +132,31 @@ class _Archive:
         self._low_us = low_us
         self._high_us = high_us
         self._tell = tell
+        self._kept: set[date] = set()
 
     def run(self) -> None:
         """Write every partition's files, then commit day by day."""
         files: dict[date, list[DayFile]] = {}
         read: dict[str, tuple[int, int]] = {}
+        whole: dict[str, tuple[int, int, int, int]] = {}
         left_open = 0
-        for partition in self._reader.partitions():
-            begin, end = self._reader.start_offset(partition), self._reader.end_offset(partition)
+        partitions = self._reader.partitions()
+        ends = {partition: self._reader.end_offset(partition) for partition in partitions}
+        begins = {partition: self._reader.start_offset(partition) for partition in partitions}
+        there = days_there(self._out, self._reader)
+        for day, manifest in there.items():
+            if any(
+                file.first is not None and file.first < (begins[file.partition or 0], 0)
+                for file in manifest.files
+            ):
+                self._kept.add(day)
+                self._tell(f"day={day.isoformat()} kept: the log has deleted rows of it that are there")
+        for partition in partitions:
+            begin, end = begins[partition], ends[partition]
             read[str(partition)] = (begin, end)
-            left_open += self._partition(partition, begin, end, files)
+            ranges = WholeRange(partition, Position(begin), self._kept, there, self._low_us, self._high_us)
+            left_open += self._partition(partition, begin, end, files, ranges)
+            whole[str(partition)] = (*ranges.begin, *ranges.end)
         for day in sorted(files):
             manifest = DayManifest(
                 day=day.isoformat(),
@@ -141,17 +164,21 @@ class _Archive:
                 run=self._run,
                 log=self._reader.name,
                 incarnation=self._reader.incarnation(),
-                partitions=len(self._reader.partitions()),
+                partitions=len(partitions),
                 files=tuple(files[day]),
                 counts={"examples": sum(file.rows for file in files[day])},
                 read=read,
+                whole=whole,
+                days=tuple(day.isoformat() for day in sorted(files)),
             )
             commit_day(self._out, manifest, self._written)
             self._tell(f"day={day.isoformat()} examples={manifest.rows(EXAMPLES)}")
         if left_open:
             self._tell(f"rows_of_open_days={left_open}; archive again when they are closed, or --open-days")
 
-    def _partition(self, partition: int, begin: int, end: int, files: dict[date, list[DayFile]]) -> int:
+    def _partition(
+        self, partition: int, begin: int, end: int, files: dict[date, list[DayFile]], whole: WholeRange
+    ) -> int:
         """One partition's file of each day; how many rows are of days that are not closed."""
         examples = ExamplesReader(self._reader, self._job.training.dedupe_rows)
         left_open = 0
@@ -164,15 +191,84 @@ class _Archive:
                 at = header.range.last
                 rows = _placed(rows, partition)
                 days = rows.column("_time").to_numpy() // DAY_US if rows.num_rows else np.empty(0, np.int64)
+                whole.see(rows, days, at)
                 for number in np.unique(days).tolist():
                     mine = rows.filter(pa.array(days == number))
                     if number * DAY_US >= self._high_us:
                         left_open += mine.num_rows
-                    elif number * DAY_US >= self._low_us:
+                    elif number * DAY_US >= self._low_us and day_of(number * DAY_US) not in self._kept:
                         written.write(day_of(number * DAY_US), mine)
         for day, file in written.files:
             files.setdefault(day, []).append(file)
         return left_open
+
+
+def days_there(out: str, reader: LogReader) -> dict[date, DayManifest]:
+    """The days of this very log that a folder holds."""
+    found = ((day, read_manifest(out, day)) for day in whole_days(out))
+    mine = (reader.name, reader.incarnation())
+    return {day: m for day, m in found if m is not None and (m.log, m.incarnation) == mine}
+
+
+class WholeRange:
+    """The last range of a partition of which every row is in the folder, before rows of days that are not closed.
+
+    Args:
+        begin: where reading begins.
+        kept: days that stay as they are.
+        there: the days in the folder.
+        low_us, high_us: days in between are written anew.
+
+    Attributes:
+        begin, end: the range, half open.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        begin: Position,
+        kept: Collection[date],
+        there: Mapping[date, DayManifest],
+        low_us: int,
+        high_us: int,
+    ) -> None:
+        self.begin = self.end = begin
+        self._partition = partition
+        self._kept, self._there = kept, there
+        self._low_us, self._high_us = low_us, high_us
+        self._open = False
+
+    def see(self, rows: pa.RecordBatch, days: npt.NDArray[np.int64], until: Position) -> None:
+        """Take the next rows, with the number of each one's day, and up to where they go."""
+        if self._open:
+            return
+        opened = np.flatnonzero(days * DAY_US >= self._high_us)
+        n = int(opened[0]) if len(opened) else rows.num_rows
+        absent = np.flatnonzero(self._absent(rows.slice(0, n), days[:n]))
+        if len(absent):
+            self.begin = _position(rows, int(absent[-1]), 1)
+        self.end = until
+        if len(opened):
+            self._open = True
+            self.end = _position(rows, n)
+
+    def _absent(self, rows: pa.RecordBatch, days: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """(n,) which rows are in no day of the folder."""
+        absent = np.zeros(len(days), np.bool_)
+        for number in np.unique(days).tolist():
+            day = day_of(number * DAY_US)
+            if number * DAY_US >= self._low_us and day not in self._kept:
+                continue
+            first, end = (0, 0)
+            if day in self._there:
+                first, end = self._there[day].read.get(str(self._partition), (0, 0))
+            offsets = rows.column("_offset").to_numpy()
+            absent |= (days == number) & ((offsets < first) | (offsets >= end))
+        return absent
+
+
+def _position(rows: pa.RecordBatch, at: int, further: int = 0) -> Position:
+    return Position(rows.column("_offset")[at].as_py(), rows.column("_row")[at].as_py() + further)
 
 
 class _PartitionFiles:

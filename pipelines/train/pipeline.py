@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import apache_beam as beam
@@ -23,6 +23,7 @@ from cuckooflow.transforms.emit_snapshots import EmitSnapshots
 from cuckooflow.transforms.examples_reader import ExamplesReader, Skip
 from cuckooflow.transforms.feature_feed import features_log
 from cuckooflow.transforms.front_ends import FrontEnd, wall_clock_us
+from cuckooflow.transforms.log_again import RangeReader
 from cuckooflow.transforms.read_examples import ExamplesOptions, ReadExamples
 from cuckooflow.transforms.retention_check import check_retention
 from cuckooflow.transforms.sinks import WriteJsonLines, examples_partitions
@@ -40,12 +41,10 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
     """
     logs = job.logs
     create_missing(job, logs.examples, "frames")
-    for log in (logs.train_metrics, logs.train_dead_letters):
-        create_missing(job, log, "lines")
+    create_reports(job)
     examples = job.address(logs.examples)
     examples_partitions(examples)
-    open_store = partial(connect, store_addresses(job))
-    store = open_store()
+    store = connect(store_addresses(job))
     try:
         marks = store.marks(examples.name)
         fed = store.marks(features_log(examples.name))
@@ -68,21 +67,38 @@ def build_train(pipeline: beam.Pipeline, job: JobSpec, front_end: FrontEnd, stop
         ),
         front_end,
     )
-    trained = elements.main | "TrainStep" >> TrainStep(
+    train_elements(job, elements.main, partial(_open_reader, examples, job.training.dedupe_rows, skip))
+    elements.dead | "WriteUndecodable" >> WriteJsonLines(job.address(logs.train_dead_letters))
+
+
+def create_reports(job: JobSpec) -> None:
+    """Create the logs that a trainer writes, where they are not there."""
+    for log in (job.logs.train_metrics, job.logs.train_dead_letters):
+        create_missing(job, log, "lines")
+
+
+def train_elements(job: JobSpec, elements: beam.PCollection, reader: Callable[[], RangeReader]) -> None:
+    """Train elements of whichever log of examples, and hand on what comes of it.
+
+    Args:
+        elements: ``(partition, RecordBatch)`` with range headers.
+        reader: opens the same log to read a part of it again.
+    """
+    open_store = partial(connect, store_addresses(job))
+    trained = elements | "TrainStep" >> TrainStep(
         TrainConfig(
             store=open_store,
             model=job.model,
             features=tuple(job.features),
-            reader=partial(_open_reader, examples, job.training.dedupe_rows, skip),
+            reader=reader,
             options=training_options(job),
             correction=correction(job),
             late_labels=late_labels(job),
         )
     )
     trained.ticks | "EmitSnapshots" >> EmitSnapshots(open_store, snapshot_options(job))
-    trained.metrics | "WriteMetrics" >> WriteJsonLines(job.address(logs.train_metrics))
-    trained.dead | "WriteRefusedBatches" >> WriteJsonLines(job.address(logs.train_dead_letters))
-    elements.dead | "WriteUndecodable" >> WriteJsonLines(job.address(logs.train_dead_letters))
+    trained.metrics | "WriteMetrics" >> WriteJsonLines(job.address(job.logs.train_metrics))
+    trained.dead | "WriteRefusedBatches" >> WriteJsonLines(job.address(job.logs.train_dead_letters))
 
 
 def _open_reader(address: LogAddress, dedupe_rows: int, skip: Mapping[int, Sequence[Skip]]) -> ExamplesReader:
