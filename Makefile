@@ -71,6 +71,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/quality.py --quick
 	$(BIN)/python -m benchmarks.store --quick
 	$(BIN)/python -m benchmarks.train --quick
+	$(BIN)/python -m benchmarks.freshness --quick
 
 # Beam's Prism runner, built from its Go module; tests that need it skip with a reason where Go is absent.
 prism:

@@ -125,10 +125,10 @@ class FlinkBench:
             job.await_joined(few.count, BOUND_S)
             time.sleep(IDLE_SETTLE_S)
             pids = self.pids()
-            before, begin = {name: _cpu_s(of) for name, of in pids.items()}, time.monotonic()
+            before, begin = {name: cpu_s(of) for name, of in pids.items()}, time.monotonic()
             time.sleep(IDLE_MEASURED_S)
             took_s = time.monotonic() - begin
-            used = {name: (_cpu_s(of) - before[name]) / took_s for name, of in pids.items()}
+            used = {name: (cpu_s(of) - before[name]) / took_s for name, of in pids.items()}
         print("idle, of a core: " + ", ".join(f"{name} {share:.4f}" for name, share in used.items()))
         return sum(share for name, share in used.items() if name != "kafka")
 
@@ -298,7 +298,7 @@ def _now_us() -> int:
     return time.time_ns() // 1_000
 
 
-def _cpu_s(pids: list[int]) -> float:
+def cpu_s(pids: list[int]) -> float:
     """User and system time of processes so far; one that has ended counts as nothing."""
     ticks = 0
     for pid in pids:
