@@ -71,13 +71,25 @@ class MessageBatch:
         end = min(self.next_offset, offset)
         if keep == len(self):
             return replace(self, next_offset=end)
-        left = {at: why for at, why in self.unreadable.items() if at < keep}
-        return MessageBatch(
-            self.partition,
-            self.offsets[:keep],
-            self.append_us[:keep],
-            self.values[:keep],
-            end,
+        return replace(
+            self,
+            offsets=self.offsets[:keep],
+            append_us=self.append_us[:keep],
+            values=self.values[:keep],
+            next_offset=end,
+            labels=None if self.labels is None else self.labels[:keep],
+            unreadable={at: why for at, why in self.unreadable.items() if at < keep},
+        )
+
+    def behind(self, first: int) -> MessageBatch:
+        """Without the first so many messages; nothing is copied."""
+        left = {at - first: why for at, why in self.unreadable.items() if at >= first}
+        return replace(
+            self,
+            offsets=self.offsets[first:],
+            append_us=self.append_us[first:],
+            values=self.values[first:],
+            labels=None if self.labels is None else self.labels[first:],
             unreadable=left,
         )
 

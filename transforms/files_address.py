@@ -6,7 +6,7 @@ import posixpath
 import zlib
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cuckooflow.errors import ReadOnlyInput
 from cuckooflow.models.duration import DurationUs
@@ -48,6 +48,13 @@ class FilesAddress(BaseModel):
     order: Literal["name", "modified"] = "name"
     manifest: str | None = Field(default=None, min_length=1)
     list_every: DurationUs = Field(default=1_000_000, ge=10_000)
+
+    @field_validator("path")
+    @classmethod
+    def _stars_alone(cls, path: str) -> str:
+        if any(c in path for c in "?[]"):
+            raise ValueError("a path with * and ** alone for what varies, without ?, [ and ]")
+        return path
 
     @model_validator(mode="after")
     def _value_of_parquet(self) -> FilesAddress:
@@ -106,4 +113,4 @@ class FilesAddress(BaseModel):
 
 
 def _inside(folder: str, path: str) -> str:
-    return path if "://" in path else posixpath.join(folder, path)
+    return path if "://" in path else posixpath.normpath(posixpath.join(folder, path))

@@ -16,6 +16,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,9 @@ _NUMBER_BITS = 32
 _ROWS = 1_024
 #: Files that one read opens at most.
 _FILES_A_READ = 256
-#: A listing is asked for so much more seldom than it takes.
+#: A listing is asked for so much more seldom than it takes; after one that failed, no more seldom than this.
 _LISTING_SHARE = 20
+_RETRY_S_MAX = 30.0
 _NONE = pa.array([], pa.binary())
 
 
@@ -83,13 +85,17 @@ class FilesLog:
             "format": address.format,
             "value": address.value,
         }
-        self._manifest = FilesManifest(address.manifest, {"files": fixed})
+        try:
+            self._manifest = FilesManifest(address.manifest, {"files": fixed})
+        except OSError as error:
+            raise UnansweredRead(f"expected to read the manifest {address.manifest}: {error}") from error
         self._shape = FileShape(address.format, address.value, rows)
         self._files: list[list[FileEntry]] = [[] for _ in range(address.partitions)]
         self._first = [0] * address.partitions
         self._dealt = 0
         self._cursors: dict[int, tuple[int, FileCursor | None]] = {}
         self._next_listing_s = self._tick_s()
+        self._failed: UnansweredRead | None = None
         self._look()
 
     @property
@@ -251,40 +257,53 @@ class FilesLog:
     # --- new files --------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Take up new files, unless it was done a moment ago."""
+        """Take up new files, unless it was done a moment ago.
+
+        Raises:
+            UnansweredRead: the last look failed: whether there are new files is not known.
+        """
         begin_s = self._tick_s()
-        if begin_s < self._next_listing_s:
-            return
-        try:
-            listed = {
-                entry.path[len(self._address.base) :]: entry
-                for entry in _match(self._address.pattern)
-                if is_event_file(entry.path[len(self._address.base) :])
-            }
-            fresh = [self._seen(path, entry) for path, entry in listed.items() if path not in self._manifest]
-            by_time = self._address.order == "modified"
-            fresh.sort(key=lambda entry: (entry.modified_us if by_time else 0, entry.path))
-            if fresh:
-                self._add(fresh)
-                _LOGGER.info("log=%s files=%d new", self.name, len(fresh))
-        finally:
+        if begin_s >= self._next_listing_s:
+            pause_s = self._address.list_every / 1e6
+            try:
+                listed = self._listed()
+                self._failed = None
+            except UnansweredRead as error:
+                self._failed = error
             took_s = self._tick_s() - begin_s
-            pause_s = max(self._address.list_every / 1e6, _LISTING_SHARE * took_s)
-            self._next_listing_s = begin_s + took_s + pause_s
+            most_s = float("inf") if self._failed is None else _RETRY_S_MAX
+            self._next_listing_s = begin_s + took_s + max(pause_s, min(most_s, _LISTING_SHARE * took_s))
+            if self._failed is None:
+                self._deal(listed)
+        if self._failed is not None:
+            raise self._failed
+
+    def _listed(self) -> AbstractSet[str]:
+        """The paths of all files that are there; those that are new are in the manifest when this returns."""
+        base = len(self._address.base)
+        matched = _match(self._address.pattern)
+        found = {entry.path[base:]: entry for entry in matched if is_event_file(entry.path[base:])}
+        fresh = [self._seen(path, entry) for path, entry in found.items() if path not in self._manifest]
+        by_time = self._address.order == "modified"
+        fresh.sort(key=lambda entry: (entry.modified_us if by_time else 0, entry.path))
+        if fresh:
+            try:
+                self._manifest.add(fresh)
+            except OSError as error:
+                raise UnansweredRead(
+                    f"expected to write the manifest {self._address.manifest}: {error}"
+                ) from error
+            _LOGGER.info("log=%s files=%d new", self.name, len(fresh))
+        return found.keys()
+
+    def _deal(self, listed: AbstractSet[str]) -> None:
+        """Deal the manifest's new files out to partitions, and find the first that is still there in each."""
         for entry in self._manifest.entries[self._dealt :]:
             self._files[zlib.crc32(entry.path.encode()) % len(self._files)].append(entry)
         self._dealt = len(self._manifest.entries)
         for partition, files in enumerate(self._files):
             while self._first[partition] < len(files) and files[self._first[partition]].path not in listed:
                 self._first[partition] += 1
-
-    def _add(self, fresh: Sequence[FileEntry]) -> None:
-        try:
-            self._manifest.add(fresh)
-        except OSError as error:
-            raise UnansweredRead(
-                f"expected to write the manifest {self._address.manifest}: {error}"
-            ) from error
 
     def _seen(self, path: str, entry: FileMetadata) -> FileEntry:
         modified_us = int((entry.last_updated_in_seconds or 0) * 1_000_000)

@@ -18,6 +18,7 @@ import json
 import os
 import posixpath
 import re
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
-from cuckooflow.errors import LogDamaged, LogRecreated, SpecError, TooManyFiles
+from cuckooflow.errors import LogDamaged, LogRecreated, LogUnavailable, SpecError, TooManyFiles
 from cuckooflow.transforms.whole_files import read_whole, remove, write_whole
 
 _FORMAT = 1
@@ -34,6 +35,9 @@ _FORMAT = 1
 _SEGMENT_ENTRIES = 1_000
 #: Files that a manifest may list; each costs about 300 bytes of memory.
 FILES_MAX = 2_000_000
+#: How long to wait for another process that adds to it; that takes milliseconds.
+LOCK_WAIT_S = 10.0
+_LOCK_POLL_S = 0.01
 _SEGMENT = re.compile(r"(\d{8})-(\d{8})\.jsonl")
 
 
@@ -172,7 +176,18 @@ class FilesManifest:
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         handle = os.open(self._path(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            deadline_s = time.monotonic() + LOCK_WAIT_S
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline_s:
+                        raise LogUnavailable(
+                            f"expected the lock of the manifest {self._folder} within {LOCK_WAIT_S:g} s, another process "
+                            "holds it; is a second job reading these files with it?"
+                        ) from None
+                    time.sleep(_LOCK_POLL_S)
             yield
         finally:
             os.close(handle)

@@ -72,12 +72,6 @@ class ReplayPace:
         if first == 0:
             return None
         keep = held.offsets >= cut
-        rest = MessageBatch(
-            held.batch.partition,
-            held.batch.offsets[first:],
-            held.batch.append_us[first:],
-            held.batch.values[first:],
-            held.batch.next_offset,
-        )
+        rest = held.batch.behind(first)
         self._held[place] = _Held(rest, held.offsets[keep], held.times_us[keep])
         return held.batch.until(cut)

@@ -108,6 +108,9 @@ def test_inputs_may_be_files_and_nothing_else(films: Any) -> None:
     job = parse_spec(changed(films, (IMPRESSIONS, PARQUET), (ACTIONS, JSON_LINES)), films.spec)
     assert str(job.input(job.logs.actions)) == f"files {films.spec.parent}/in/done"
     assert job.written_inputs() == []
+    beside = changed(films, (ACTIONS, "{files: {path: ../done/*.json, format: json}}"))
+    moved = parse_spec(beside, films.spec)
+    assert str(moved.input(moved.logs.actions)) == f"files {films.spec.parent.parent}/done/*.json"
     with pytest.raises(SpecFaults) as caught:
         parse_spec(changed(films, (EXAMPLES, PARQUET)), films.spec)
     (fault,) = caught.value.faults
@@ -120,6 +123,7 @@ def test_inputs_may_be_files_and_nothing_else(films: Any) -> None:
     [
         ("{files: {path: in}}", "logs.actions.files.format", "required"),
         ("{files: {format: json}}", "logs.actions.files.path", "required"),
+        ("{files: {path: 'in/[ab].json', format: json}}", "logs.actions.files.path", "without ?, [ and ]"),
         ("{files: {path: in, format: csv}}", "logs.actions.files.format", "'parquet', 'json' or 'tfrecord'"),
         ("{files: {path: in, format: json, value: v}}", "logs.actions.files", "value only with the format parquet"),
         ("{files: {path: in, format: json, partition: 2}}", "logs.actions.files.partition", "did you mean that"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import fcntl
 import gzip
 import json
 import os
@@ -39,6 +40,7 @@ from cuckooflow.transforms.message_format import MessageFormat
 from cuckooflow.transforms.parse import parse_messages
 from cuckooflow.transforms.placed_rows import PlaceColumns
 from cuckooflow.transforms.poll_core import PollCore, PollOptions, PollSource
+from tests.transforms.bucket import Bucket
 
 SCHEMA = EventSchema(
     columns={
@@ -500,6 +502,51 @@ def test_a_file_system_that_fails_holds_the_reader_and_loses_nothing(
     assert [json.loads(v or b"")["f"] for _, v in messages(batches(log, offset=first.next_offset))] == ["b"]
 
 
+def test_while_no_listing_is_had_nobody_is_told_that_nothing_is_there(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a partition would count as idle, and the clock would pass what waits in the folder."""
+    log = folder.log(list_every="5s")
+    real = files_log.FileSystems.match
+
+    def failing(_: list[str]) -> Any:
+        raise OSError("503")
+
+    monkeypatch.setattr(files_log.FileSystems, "match", failing)
+    folder.put("a.jsonl", lines([event(1)]))
+    for tick_s in (4.9, 0.2, 0.1, 4.0, 1.0):
+        folder.tick_s += tick_s
+        if folder.tick_s < 5:
+            assert log.read(0, 0).next_offset == 0, "the last look is not so long ago"
+            continue
+        for ask in (lambda: log.read(0, 0), lambda: log.end_offset(0)):
+            with pytest.raises(LogUnavailable, match="503"):
+                ask()
+    monkeypatch.setattr(files_log.FileSystems, "match", real)
+    folder.later()
+    assert len(log.read(0, 0)) == 1
+
+
+def test_a_replay_at_a_chosen_speed_keeps_what_is_unreadable_in_its_place(folder: Folder) -> None:
+    folder.put("a.jsonl.gz", gzip.compress(lines(event(n) for n in range(5))))
+    folder.put("b.jsonl.gz", b"nothing")
+    folder.put("c.jsonl.gz", gzip.compress(lines(event(n) for n in range(5, 9))))
+    done = EventSchema(
+        columns={**SCHEMA.columns, "what": Column(type="string")}, time="t", key=("k",), action_type="what"
+    )
+    (folder.path / "none").mkdir()
+    sources = [PollSource(folder.log(), SCHEMA), PollSource(folder.log("none"), done)]
+    core = PollCore(*sources, PollOptions(replay_speed=1.0, max_skew_us=0))
+    rows: list[int] = []
+    letters: list[Row] = []
+    for s in range(12):
+        polled = core.poll(s * 1_000_000)
+        rows.append(polled.rows)
+        letters += [letter for batch in polled.dead for letter in batch.to_pylist()]
+    assert rows == [1] * 9 + [0] * 3
+    assert [(x["reason"], x["offset"]) for x in letters] == [("unreadable_file", offset_of(1))]
+
+
 def test_arrow_rows_of_a_parquet_file_are_refused_one_by_one(folder: Folder) -> None:
     pq.write_table(
         pa.Table.from_pylist([event(n, x=float("nan") if n == 1_030 else 0.5) for n in range(1_040)]),
@@ -530,6 +577,59 @@ def test_a_manifest_holds_its_order_in_segments(folder: Folder, monkeypatch: pyt
     assert log.incarnation() == folder.log(manifest="m").incarnation()
     names = sorted(path.name for path in (folder.path / "m").glob("*.jsonl"))
     assert [name[9:17] for name in names] == ["00000003"] * 4 + ["00000001"]
+
+
+def test_files_and_manifest_in_a_bucket(folder: Folder) -> None:
+    """That knows no folders, does not rename over what is there, and tells no times."""
+    Bucket.objects.clear()
+
+    def log(us: int) -> FilesLog:
+        place = FilesAddress(path="bucket://b/in/**.jsonl.gz", format="json", manifest="bucket://b/m")
+        return FilesLog(place.resolved_in("/"), clock_us=lambda: us, tick_s=lambda: folder.tick_s)
+
+    def put_object(name: str) -> None:
+        Bucket.objects[f"bucket://b/in/{name}.jsonl.gz"] = gzip.compress(lines([event(1, f=name)]))
+
+    seen = log(5)
+    assert batches(seen) == []
+    for n, names in enumerate((["z", "d/y"], ["a"], ["d/b", "c", "_d/no"])):
+        for name in names:
+            put_object(name)
+        folder.later()
+        looking = seen if n != 1 else log(6)
+        looking.end_offset(0)
+    found = batches(log(9))
+    assert [json.loads(v or b"")["f"] for _, v in messages(found)] == ["d/y", "z", "a", "c", "d/b"]
+    assert [us for batch in found for us in batch.append_us] == [5, 5, 6, 5, 5]
+    assert sum(name.startswith("bucket://b/m/") for name in Bucket.objects) == 2
+
+
+@pytest.mark.parametrize("left", ["00000000-00000001.jsonl", ".00000000-00000003.jsonl.0f.tmp"])
+def test_what_a_killed_writer_of_the_manifest_left_changes_nothing(folder: Folder, left: str) -> None:
+    """Before it gave the segment its name, or before it deleted the shorter one."""
+    folder.put("b.jsonl", lines([event(1, f="b")]))
+    log = folder.log(manifest="m")
+    before = (folder.path / "m" / "00000000-00000001.jsonl").read_bytes()
+    folder.put("a.jsonl", lines([event(1, f="a")]))
+    folder.later()
+    log.end_offset(0)
+    (folder.path / "m" / left).write_bytes(before if left[0] == "0" else before[:9])
+    folder.put("0.jsonl", lines([event(1, f="0")]))
+    folder.later()
+    for reader in (log, folder.log(manifest="m")):
+        assert "".join(json.loads(v or b"")["f"] for _, v in messages(batches(reader))) == "ba0"
+
+
+def test_a_manifest_that_another_process_holds_is_waited_for_within_a_bound(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.log(manifest="m")
+    monkeypatch.setattr(files_manifest, "LOCK_WAIT_S", 0.05)
+    with (folder.path / "m" / ".lock").open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(LogUnavailable, match="is a second job reading these files"):
+            folder.log(manifest="m")
+    folder.log(manifest="m")
 
 
 def test_a_manifest_is_not_taken_for_another(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
