@@ -279,6 +279,10 @@ class DataFolderUnusable(StoreError):
     """The data folder cannot be made, read or written to. Name another, or give the user the rights."""
 
 
+class StoreNotEmpty(StoreError):
+    """The job has a store already, which a warm start would replace. Name another folder, or say ``--replace``."""
+
+
 class ConfigDiffers(StoreError):
     """The data folder holds a store of another configuration. Use that one, or another folder."""
 

@@ -13,7 +13,8 @@ from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.errors import CheckpointGivenUp
 
 _ID_BYTES = 8
-_HEADER_BYTES = 16
+#: id, epoch, step and time of last touch.
+HEADER_BYTES = 16
 
 
 def cut_images(core: NativeCore, table: int) -> Iterator[Bytes]:
@@ -48,8 +49,8 @@ def image_ids(images: Bytes) -> Ids:
 
 def image_weights(images: Bytes, dim: int) -> Floats:
     """(n, dim) weights of (n, row_bytes) images."""
-    end = _HEADER_BYTES + 4 * dim
-    return np.ascontiguousarray(images[:, _HEADER_BYTES:end]).view(np.float32)
+    end = HEADER_BYTES + 4 * dim
+    return np.ascontiguousarray(images[:, HEADER_BYTES:end]).view(np.float32)
 
 
 def table_rows(core: NativeCore, table: int) -> Iterator[tuple[Ids, Floats]]:
@@ -62,7 +63,7 @@ def table_states(core: NativeCore, table: int) -> Iterator[tuple[Ids, Bytes]]:
     """The same of a table of another kind: its rows' state as (n, bytes), see TableDelta."""
     size = state_bytes(core.tables[table])
     for images in _images(core, table):
-        yield image_ids(images), np.ascontiguousarray(images[:, _HEADER_BYTES : _HEADER_BYTES + size])
+        yield image_ids(images), np.ascontiguousarray(images[:, HEADER_BYTES : HEADER_BYTES + size])
 
 
 def _images(core: NativeCore, table: int) -> Iterator[Bytes]:

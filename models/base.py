@@ -30,6 +30,10 @@ from cuckooflow.models.late_weights import importance
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.models.streaming import LookupAt, Streaming
 
+#: What each place of an axis stands for, such as ``("label", "click")`` or ``("field", "user", 3)``; after ``field`` and
+#: ``number`` comes the name of a feature.
+Axis = tuple[tuple[str | int, ...], ...]
+
 #: Given ids for each table, the rows for each table and all dense parameters: ``Store.pull``.
 Pull = Callable[[Mapping[str, Ids]], tuple[Mapping[str, Floats], Mapping[str, Floats]]]
 
@@ -169,6 +173,20 @@ class Model(ABC):
     @abstractmethod
     def dense(self) -> tuple[DenseConfig, ...]:
         """The dense parameters it needs."""
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        """What the places of its parameters stand for: of a table its columns, of a dense parameter every axis.
+
+        A model that starts from another one's parameters takes those that stand for the same. Default: nothing is
+        known, and a parameter is taken where its name and shape are the same.
+        """
+        return {}
+
+    @property
+    def label_axis(self) -> Axis:
+        """One place a label."""
+        return tuple(("label", label) for label in self.labels)
 
     @abstractmethod
     def forward(self, inputs: Inputs, dense: Mapping[str, Any]) -> Any:

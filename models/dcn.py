@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuckooflow.embedding_store.api import DenseConfig
-from cuckooflow.models.base import Inputs, tensorflow
+from cuckooflow.models.base import Axis, Inputs, tensorflow
 from cuckooflow.models.embedded import EmbeddedModel
 from cuckooflow.models.mlp import Mlp
 
@@ -37,6 +37,18 @@ class DeepCross(EmbeddedModel):
         if self.spec.hidden:
             parameters += self._deep.parameters(optimizer, seed)
         return tuple(parameters)
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        flat, labels = self.flat_axis, self.label_axis
+        thin: Axis = tuple(("rank", self.spec.cross_rank or 0, n) for n in range(self.spec.cross_rank or 0))
+        found: dict[str, tuple[Axis, ...]] = {"cross/outputs": (flat, labels)}
+        for layer in range(self.spec.cross_layers):
+            name = f"cross/{layer}"
+            found |= {f"{name}/kernel": (flat, flat), f"{name}/bias": (flat,)}
+            found |= {f"{name}/down": (flat, thin), f"{name}/up": (thin, flat)}
+        deep = self._deep.axes(flat, labels) if self.spec.hidden else {}
+        return {**super().axes, **found, **deep}
 
     def forward(self, inputs: Inputs, dense: Mapping[str, Any]) -> Any:
         tf = tensorflow()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuckooflow.embedding_store.api import DenseConfig
-from cuckooflow.models.base import Inputs, tensorflow
+from cuckooflow.models.base import Axis, Inputs, tensorflow
 from cuckooflow.models.embedded import EMBEDDING, EmbeddedModel
 from cuckooflow.models.mlp import Mlp
 
@@ -32,6 +32,11 @@ class DeepFM(EmbeddedModel):
         if self.spec.hidden:
             parameters += self._deep.parameters(optimizer, self.spec.seed)
         return parameters
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        deep = self._deep.axes(self.flat_axis, self.label_axis) if self.spec.hidden else {}
+        return {**super().axes, "fm/weights": (self.dim_axis, self.label_axis), **deep}
 
     def forward(self, inputs: Inputs, dense: Mapping[str, Any]) -> Any:
         tf = tensorflow()

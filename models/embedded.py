@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cuckooflow.embedding_store.api import TableConfig
-from cuckooflow.models.base import Inputs, tensorflow
+from cuckooflow.models.base import Axis, Inputs, tensorflow
 from cuckooflow.models.lr import LogisticRegression
 
 #: The table of the embeddings; (dim = the spec's).
@@ -24,6 +25,21 @@ class EmbeddedModel(LogisticRegression):
             init_stddev=self.spec.init_stddev,
         )
         return (*super().tables, embedding)
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        return {**super().axes, EMBEDDING: (self.dim_axis,)}
+
+    @property
+    def dim_axis(self) -> Axis:
+        """One place a weight of an embedding."""
+        return tuple(("dim", n) for n in range(self.spec.dim))
+
+    @property
+    def flat_axis(self) -> Axis:
+        """One place a column of :meth:`flat`."""
+        fields = (("field", name, n) for name in self.encoder.field_names for n in range(self.spec.dim))
+        return (*fields, *self.number_axis)
 
     @property
     def flat_width(self) -> int:

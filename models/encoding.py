@@ -103,6 +103,16 @@ class Encoder:
         """K: dense inputs."""
         return sum(feature.numbers for feature in self._number_features)
 
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """The feature of each field."""
+        return tuple(feature.name for feature in self._id_features)
+
+    @property
+    def number_names(self) -> tuple[tuple[str, int], ...]:
+        """Of each dense input, its feature, and which of that feature's it is."""
+        return tuple((f.name, k) for f in self._number_features for k in range(f.numbers))
+
     def encode(self, batch: pa.RecordBatch) -> Encoded:
         """Encode every row of a batch, to which streaming features were attached already.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuckooflow.embedding_store.api import DenseConfig, TableConfig
-from cuckooflow.models.base import Inputs, Model, tensorflow
+from cuckooflow.models.base import Axis, Inputs, Model, tensorflow
 
 #: The table of the linear part; (dim = labels).
 LINEAR = "linear"
@@ -27,6 +27,16 @@ class LogisticRegression(Model):
         if not self.encoder.num_numbers:
             return (bias,)
         return (bias, DenseConfig("linear/numbers", (self.encoder.num_numbers, outputs), optimizer))
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        labels = self.label_axis
+        return {LINEAR: (labels,), "linear/bias": (labels,), "linear/numbers": (self.number_axis, labels)}
+
+    @property
+    def number_axis(self) -> Axis:
+        """One place a dense input."""
+        return tuple(("number", *name) for name in self.encoder.number_names)
 
     def forward(self, inputs: Inputs, dense: Mapping[str, Any]) -> Any:
         tf = tensorflow()

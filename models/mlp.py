@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cuckooflow.embedding_store.api import DenseConfig, Optimizer
-from cuckooflow.models.base import tensorflow
+from cuckooflow.models.base import Axis, tensorflow
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,29 @@ class Mlp:
                 parameters.append(DenseConfig(f"{self.name}/{layer}/bias", (units,), optimizer))
             width = units
         return tuple(parameters)
+
+    def axes(self, inputs: Axis, outputs: Axis = ()) -> dict[str, tuple[Axis, ...]]:
+        """What the places of its parameters stand for, given what those of its input and of its output do.
+
+        A unit is the same one only where all layers up to its own have the same widths.
+        """
+        found: dict[str, tuple[Axis, ...]] = {}
+        for layer, units in enumerate(self.hidden):
+            named = self._units(layer, units)
+            found[f"{self.name}/{layer}/kernel"] = (inputs, named)
+            found[f"{self.name}/{layer}/bias"] = (named,)
+            inputs = named
+        if self.outputs:
+            found[f"{self.name}/{len(self.hidden)}/kernel"] = (inputs, outputs)
+        return found
+
+    def end(self, inputs: Axis) -> Axis:
+        """What the places of the last hidden layer stand for."""
+        return self._units(len(self.hidden) - 1, self.hidden[-1]) if self.hidden else inputs
+
+    def _units(self, layer: int, units: int) -> Axis:
+        widths = self.hidden[: layer + 1]
+        return tuple(("unit", self.name, *widths, n) for n in range(units))
 
     def forward(self, x: Any, dense: Mapping[str, Any]) -> Any:
         """(B, inputs) -> (B, width), as tensors."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuckooflow.embedding_store.api import DenseConfig
-from cuckooflow.models.base import Inputs, tensorflow
+from cuckooflow.models.base import Axis, Inputs, tensorflow
 from cuckooflow.models.embedded import EmbeddedModel
 from cuckooflow.models.mlp import Mlp
 
@@ -22,6 +22,14 @@ class SharedBottom(EmbeddedModel):
         optimizer = self.spec.dense.build()
         parts = (self._shared, *self._towers)
         return super().dense + tuple(p for mlp in parts for p in mlp.parameters(optimizer, self.spec.seed))
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Axis, ...]]:
+        found = {**super().axes, **self._shared.axes(self.flat_axis)}
+        shared = self._shared.end(self.flat_axis)
+        for label, tower in zip(self.labels, self._towers, strict=True):
+            found |= tower.axes(shared, (("label", label),))
+        return found
 
     def forward(self, inputs: Inputs, dense: Mapping[str, Any]) -> Any:
         tf = tensorflow()

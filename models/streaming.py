@@ -194,6 +194,17 @@ class Streaming:
         """What it needs in the store."""
         return (*(table.config for table in self._counters), *(table.config for table in self._recents))
 
+    def definitions(self) -> dict[str, tuple[object, ...]]:
+        """Table name -> what its figures are of: two tables of one name mean the same where these are equal."""
+        found: dict[str, tuple[object, ...]] = {
+            counters.config.name: (counters.by, counters.sums) for counters in self._counters
+        }
+        for recents in self._recents:
+            of = recents.feature
+            when = of.when if of.label is not None else ""
+            found[recents.config.name] = (of.by, of.column, of.label, when)
+        return found
+
     def keys(self, batch: pa.RecordBatch) -> dict[str, Ids]:
         """Table name -> (n,) uint64 keys of the rows of a batch.
 

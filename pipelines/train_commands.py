@@ -1,27 +1,31 @@
-"""``cuckooflow train rewind``: take the training back to an older checkpoint, and leave out what was wrong."""
+"""``cuckooflow train rewind | warm-start``: take the training back; begin with what another job has learned."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from cuckooflow.embedding_store.checkpoint_files import checkpoints, written_s
 from cuckooflow.embedding_store.rewinding import Rewinding
 from cuckooflow.errors import CheckpointNotFound, OffsetOutOfRange, SpecError
+from cuckooflow.models.warm_plan import Kept
 from cuckooflow.pipelines.options import store_folder
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.pipelines.train.skips import add_skips, parse_skip
 
-app = typer.Typer(no_args_is_help=True, help="The training: take it back to before something went wrong.")
-
-
-@app.callback()
-def _group() -> None:
-    """So that the only command has its name."""
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The training: take it back to before something went wrong, or begin it with another job's tables.",
+)
 
 
 @app.command("rewind")
@@ -76,6 +80,51 @@ def rewind_command(
     for partition, (first, last) in skips:
         print(f"skipped from now on: {reader.name}/{partition} {first} to {last}")
     print("start the store and the trainer again; replicas get a full snapshot")
+
+
+@app.command("warm-start")
+def warm_start_command(
+    spec_file: Annotated[Path, typer.Argument(metavar="JOB.YAML", help="the job spec, whose store is made")],
+    from_: Annotated[
+        Path,
+        typer.Option("--from", metavar="JOB.YAML|DIR", help="the other job's spec, or a folder of snapshots"),
+    ],
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="train the examples log again, from its start")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="put the job's store aside, if it has one")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be kept")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON value instead of a table")] = False,
+) -> None:
+    """Make a job's store from the tables of another job's newest checkpoint or snapshot, as far as they fit.
+
+    Says of every feature, table and dense parameter what was kept and what begins anew. Training goes on in the examples
+    log where the other store stood, where both jobs read the same log. The other job may run meanwhile.
+    """
+    from cuckooflow.pipelines.train.warm_start import warm_start
+
+    job = load_spec(spec_file)
+    source, lines = warm_start(job, from_, from_start, replace, dry_run)
+    if as_json:
+        print(
+            json.dumps({"from": source, "dry_run": dry_run, "parts": [dataclasses.asdict(x) for x in lines]})
+        )
+        return
+    _show_kept(f"{'would start' if dry_run else 'started'} from {source}", lines)
+
+
+def _show_kept(title: str, lines: Sequence[Kept]) -> None:
+    table = Table("what", "name", "state", "kept", "of", "optimizer", "why", box=None, pad_edge=False)
+    for line in lines:
+        state = {"new": "begins anew"}.get(line.state, line.state)
+        optimizer = {None: "", True: "kept", False: "anew"}[line.optimizer]
+        counts = ("" if n is None else f"{n:,}" for n in (line.kept, line.of))
+        table.add_row(line.kind, line.name, state, *counts, optimizer, line.why)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(title)
+    console.print(table)
 
 
 def _newest_before(folder: Path, before: datetime | None) -> str:
