@@ -144,9 +144,7 @@ def _of_snapshots(folder: Path) -> WarmSource:
 def _read_snapshots(folder: Path, way: Sequence[snapshots.Manifest], config: StoreConfig) -> SourcePart:
     core = NativeCore.of(config)
     dense: dict[str, np.ndarray] = {}
-    newest: dict[str, dict[int, tuple[int, int]]] = {table.name: {} for table in config.tables}
     deltas = [snapshots.read_snapshot(folder, manifest) for manifest in way]
-    del newest
     for number, table in enumerate(config.tables):
         ids = np.empty(0, np.uint64)
         # The newest first: of older ones just what no newer one has, or says is gone.
