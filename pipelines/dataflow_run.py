@@ -9,7 +9,8 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.runners.runner import PipelineResult
 
 from cuckooflow.errors import SpecError
-from cuckooflow.pipelines.job_spec import FilesLogSpec, InputSpec, JobSpec, LocalLogSpec
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.log_specs import FilesLogSpec, InputSpec, LocalLogSpec
 from cuckooflow.pipelines.run import stages, submit
 from cuckooflow.runners.dataflow import REQUIRED, DataflowOptions, job_name, options_of, preset
 from cuckooflow.runners.preset import RunnerPreset

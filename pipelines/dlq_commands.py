@@ -99,7 +99,7 @@ def replay(
     """Append the original bytes of dead letters to the logs they came from; each once, however often it runs."""
     from cuckooflow.pipelines.dlq.ledger import Ledger
     from cuckooflow.pipelines.dlq.replay import Replay, load_mend
-    from cuckooflow.pipelines.job_spec import PubSubLogSpec
+    from cuckooflow.pipelines.log_specs import PubSubLogSpec
     from cuckooflow.pipelines.spec_file import load_spec
 
     job = load_spec(spec_file)

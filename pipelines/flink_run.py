@@ -21,7 +21,8 @@ from cuckooflow.errors import (
     WorkerRefused,
 )
 from cuckooflow.pipelines.flink_state import Submission, note
-from cuckooflow.pipelines.job_spec import JobSpec, LocalLogSpec
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.log_specs import LocalLogSpec
 from cuckooflow.pipelines.run import on_signal, stages, submit
 from cuckooflow.runners.cluster import ClusterAddresses
 from cuckooflow.runners.flink import FlinkOptions, UserFlags, preset

@@ -12,14 +12,8 @@ from cuckooflow.embedding_store.api import Optimizer, StoreConfig, TableConfig
 from cuckooflow.embedding_store.kind_checks import state_bytes
 from cuckooflow.models.duration import format_duration
 from cuckooflow.models.features import FeatureSpec
-from cuckooflow.pipelines.job_spec import (
-    ActionMessageSpec,
-    FilesLogSpec,
-    InputSpec,
-    JobSpec,
-    KafkaLogSpec,
-    PubSubLogSpec,
-)
+from cuckooflow.pipelines.job_spec import ActionMessageSpec, JobSpec
+from cuckooflow.pipelines.log_specs import FilesLogSpec, InputSpec, KafkaLogSpec, PubSubLogSpec
 from cuckooflow.pipelines.options import column_type, training_options
 from cuckooflow.transforms.columns import Column
 

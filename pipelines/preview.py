@@ -16,7 +16,8 @@ from rich.table import Table
 
 from cuckooflow.logs.address import LocalAddress
 from cuckooflow.logs.contract import LogReader
-from cuckooflow.pipelines.job_spec import FilesLogSpec, InputSpec, JobSpec, LocalLogSpec, LogSpec
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.log_specs import FilesLogSpec, InputSpec, LocalLogSpec, LogSpec
 from cuckooflow.pipelines.run import run_pipeline
 from cuckooflow.transforms.dead_letters import UNREADABLE_FILE
 from cuckooflow.transforms.files_log import FilesLog

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cuckooflow.pipelines.job_spec import FilesLogSpec, JobSpec, MessageSpec, PubSubLogSpec
+from cuckooflow.pipelines.job_spec import JobSpec, MessageSpec
+from cuckooflow.pipelines.log_specs import FilesLogSpec, PubSubLogSpec
 from cuckooflow.pipelines.options import column_type
 from cuckooflow.pipelines.supervisor import address_files
 from cuckooflow.serving.impressions import ImpressionOptions

@@ -21,16 +21,14 @@ from cuckooflow.models.duration import format_duration
 from cuckooflow.models.own import own_model
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.pipelines.job_spec import (
-    LOG_KINDS,
     ColumnsSpec,
-    FilesLogSpec,
     JobSpec,
     JoinSpec,
     LabelSpec,
     NegativeSamplingSpec,
-    PubSubLogSpec,
     least_lag,
 )
+from cuckooflow.pipelines.log_specs import LOG_KINDS, FilesLogSpec, PubSubLogSpec
 from cuckooflow.pipelines.messages import message_faults
 from cuckooflow.transforms.columns import Column
 

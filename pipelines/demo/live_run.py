@@ -28,7 +28,8 @@ from cuckooflow.pipelines.demo.replay import Replay
 from cuckooflow.pipelines.demo.story import Story, Told, choose_story
 from cuckooflow.pipelines.demo.telling import Telling
 from cuckooflow.pipelines.demo.watch import Watch
-from cuckooflow.pipelines.job_spec import InputSpec, JobSpec
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.log_specs import InputSpec
 from cuckooflow.pipelines.supervisor import Supervisor, address_files
 from cuckooflow.serving.client import ScorerClient
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 import apache_beam as beam
 
-from cuckooflow.pipelines.job_spec import JobSpec, LogSpec
+from cuckooflow.pipelines.job_spec import JobSpec
+from cuckooflow.pipelines.log_specs import LogSpec
 from cuckooflow.pipelines.options import (
     action_schema,
     declared_columns,
