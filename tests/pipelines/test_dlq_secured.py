@@ -38,7 +38,7 @@ def topic(bootstrap: str, name: str, library: str, password: str, ca: Path) -> s
 
 
 @pytest.mark.parametrize("library", ["kafka-python", "confluent-kafka"])
-@pytest.mark.parametrize("place", ["file", "env"])
+@pytest.mark.parametrize("place", ["file", pytest.param("env", marks=pytest.mark.deep)])
 def test_letters_go_back_once_to_a_topic_behind_tls_and_a_password(
     secured: tuple[str, Path],
     films: Any,

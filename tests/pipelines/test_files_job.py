@@ -178,7 +178,9 @@ def test_what_would_write_files_or_read_them_by_offsets_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["direct", pytest.param("prism", marks=pytest.mark.prism)])
+@pytest.mark.parametrize(
+    "runner", ["direct", pytest.param("prism", marks=[pytest.mark.prism, pytest.mark.deep])]
+)
 def test_a_join_of_files_with_a_damaged_one_among_them(
     inputs: Inputs, cli: Callable[..., Any], runner: str, request: pytest.FixtureRequest
 ) -> None:
@@ -238,7 +240,9 @@ def read(films: Any, log: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["direct", pytest.param("prism", marks=pytest.mark.prism)])
+@pytest.mark.parametrize(
+    "runner", ["direct", pytest.param("prism", marks=[pytest.mark.prism, pytest.mark.deep])]
+)
 def test_files_that_come_while_it_runs_are_joined_whatever_their_names(
     inputs: Inputs, wait_for: Callable[..., None], runner: str, request: pytest.FixtureRequest
 ) -> None:

@@ -139,6 +139,7 @@ def test_an_archive_then_the_log_is_the_whole_log(films: Any, cli: Cli, wait_for
         assert films.trained_counts(addresses) == films.expected_counts(everything)
 
 
+@pytest.mark.deep
 def test_a_backfill_that_handed_over_then_the_live_log(films: Any, cli: Cli, tmp_path: Path) -> None:
     set_up(films)
     for day in range(3):
