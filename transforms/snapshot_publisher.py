@@ -90,6 +90,7 @@ class SnapshotPublisher:
         self._records: deque[Mapping[str, Any]] = deque(maxlen=_RECORDS_MAX)
         fulls = [m.created_us for m in manifests if m.kind == "full"]
         self._last_full_us = fulls[-1] if fulls else None
+        self._before = manifests[-1].version.incarnation if manifests else None
 
     @property
     def waiting(self) -> bool:
@@ -140,6 +141,10 @@ class SnapshotPublisher:
             delta = self._store.delta(self._options.consumer, full)
         except FullDeltaNeeded:
             delta = self._store.delta(self._options.consumer, True)
+        if delta.base is not None and self._before not in (None, delta.base.incarnation):
+            # The folder's newest is of another store: replicas hold nothing that this delta stands on.
+            delta = self._store.delta(self._options.consumer, True)
+        self._before = delta.version.incarnation
         manifest = write_snapshot(self._options.folder, delta, self._info(now_us), self._options.fulls_kept)
         try:
             self._store.ack(self._options.consumer, delta.version)

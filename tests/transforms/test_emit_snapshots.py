@@ -230,3 +230,18 @@ def test_no_ticks_no_snapshots(tmp_path: Path, shared: Shared) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         assert_that(pipeline | beam.Create([]) | EmitSnapshots(shared[1], options(tmp_path)), equal_to([]))
     assert list_manifests(tmp_path) == []
+
+
+def test_a_folder_that_another_store_published_into_gets_a_full_one_first(
+    shared: Shared, tmp_path: Path
+) -> None:
+    """Otherwise a store that published elsewhere before would begin there with a delta that no replica can take."""
+    store = shared[0]
+    other = EmbeddedStore(store_config(build_model(MODEL, FEATURES), buckets=4), None)
+    SnapshotPublisher(other, options(tmp_path / "live")).tick(tick(0))
+    push(store, [1])
+    SnapshotPublisher(store, options(tmp_path / "beside")).tick(tick(0))
+    push(store, [2])
+    publisher = SnapshotPublisher(store, options(tmp_path / "live"))
+    assert [publisher.tick(tick(at)).kind for at in (20, 40)] == ["full", "delta"]
+    other.close()
