@@ -57,6 +57,7 @@ class ReadStore:
     def apply(self, delta: Delta) -> None:
         """Take a delta over, whole: a full one replaces everything.
 
+        Dense parameters that a delta does not hold stay as they are.
         Of ids in a table's tombstones a lookup answers the initial values from then on.
 
         Lookups wait while a delta's rows are written (some 10 million rows a second) and not at all
@@ -90,7 +91,7 @@ class ReadStore:
                 return
             before = core.raw.epoch()
             # Known before the rows are: a lookup of the new version must find its dense parameters.
-            content.dense = {before: content.dense[before], version: dense}
+            content.dense = {before: content.dense[before], version: content.dense[before] | dense}
             core.raw.assign(rows, version, gone)
 
     def lookup(self, ids: Mapping[str, Ids]) -> dict[str, Floats]:

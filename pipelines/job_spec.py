@@ -257,6 +257,8 @@ class SnapshotsSpec(Section):
     Attributes:
         dir: where snapshots are published, relative to the job's ``dir``.
         interval: between deltas, default 2 s.
+        dense_interval: between deltas that hold the dense parameters, default: all do. With large towers and a short
+            interval, deltas get smaller; a scorer then has newer rows beside older dense parameters.
         full_interval: between full snapshots, default 1 day.
         gate: label -> bounds of its progressive figures, see :class:`~cuckooflow.models.publish_gate.GateSpec`; nothing
             is published while one is broken. Default none.
@@ -264,6 +266,7 @@ class SnapshotsSpec(Section):
 
     dir: Path = Path("snapshots")
     interval: DurationUs = 2_000_000
+    dense_interval: DurationUs = 0
     full_interval: DurationUs = 86_400_000_000
     gate: dict[str, GateSpec] = {}
 

@@ -146,6 +146,7 @@ def snapshot_options(job: JobSpec) -> SnapshotOptions:
         columns=columns,
         correction=correction(job),
         interval_us=job.snapshots.interval,
+        dense_interval_us=job.snapshots.dense_interval,
         full_interval_us=job.snapshots.full_interval,
         gate=job.snapshots.gate,
     )

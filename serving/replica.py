@@ -332,6 +332,8 @@ def _for_model(delta: Delta, model: Model) -> Delta:
     """The delta without what serving does not read, such as tables that only checks use."""
     for parameter in model.dense:
         value = delta.dense.get(parameter.name)
+        if value is None and delta.base is not None:  # not every delta holds them
+            continue
         if value is None or value.shape != tuple(parameter.shape):
             raise SnapshotDamaged(
                 f"expected dense parameter {parameter.name!r} of shape {tuple(parameter.shape)}, received "

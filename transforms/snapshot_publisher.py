@@ -1,9 +1,10 @@
 """When a snapshot is due, and what goes into it. No Beam.
 
 The clock is the poller's, which comes with every tick. A snapshot is made when the interval has passed
-and something new was trained; it is full on a schedule, on a reader's request, and whenever the store has
-no base for a delta (at first, and after the store was restored). None is made behind a closed gate
-(:mod:`cuckooflow.models.publish_gate`); the first one after it holds all that was trained meanwhile.
+and something new was trained; dense parameters may come less often than rows. It is full on a schedule, on a
+reader's request, and whenever the store has no base for a delta (at first, and after the store was restored). None
+is made behind a closed gate (:mod:`cuckooflow.models.publish_gate`); the first one after it holds all that was
+trained meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ class SnapshotOptions:
         columns: input column -> type, see ``SnapshotInfo``.
         correction: of negative sampling, default none.
         interval_us: between snapshots, default 2 s. Shorter is fresher; each costs the touched rows.
+        dense_interval_us: between those that hold the dense parameters, default 0: all do. Where they are large and the rows
+            of a few seconds are not, snapshots get smaller; a scorer then has newer rows beside older dense parameters.
+            Full ones, and the last before a pause, hold them always.
         full_interval_us: between full ones, default 1 day. More often makes a new replica start sooner.
         fulls_kept: full ones that retention keeps, with the deltas on them, default 2.
         consumer: name under which the store keeps this publisher's base; default ``snapshots``.
@@ -62,6 +66,7 @@ class SnapshotOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     correction: Correction = "none"
     interval_us: int = 2_000_000
+    dense_interval_us: int = 0
     full_interval_us: int = 86_400_000_000
     fulls_kept: int = 2
     consumer: str = "snapshots"
@@ -80,6 +85,8 @@ class SnapshotPublisher:
         self._store = store
         self._options = options
         self._last_us: int | None = None
+        self._last_dense_us: int | None = None
+        self._dense_waits = False
         self._gate = PublishGate(options.folder, options.gate)
         manifests = list_manifests(options.folder)
         # Whoever published before may have died with news that no snapshot holds.
@@ -94,8 +101,8 @@ class SnapshotPublisher:
 
     @property
     def waiting(self) -> bool:
-        """Whether rows were trained that no snapshot holds."""
-        return self._rows > 0
+        """Whether something was trained that no snapshot holds."""
+        return self._rows > 0 or self._dense_waits
 
     @property
     def gate_closed(self) -> ClosedGate | None:
@@ -119,7 +126,13 @@ class SnapshotPublisher:
         """A snapshot if one is due at ``now_us``; with ``force``, if there is anything new."""
         wanted = full_requested(self._options.folder)
         waited = self._last_us is None or now_us - self._last_us >= self._options.interval_us
-        if not (self._rows or wanted) or not (waited or force):
+        with_dense = (
+            force
+            or self._last_dense_us is None
+            or now_us - self._last_dense_us >= self._options.dense_interval_us
+        )
+        news = self._rows > 0 or (self._dense_waits and with_dense)
+        if not (news or wanted) or not (waited or force):
             return None
         full = (
             wanted
@@ -131,12 +144,12 @@ class SnapshotPublisher:
         if not self._gate.look(now_us):
             return None
         try:
-            return self._write(now_us, full)
+            return self._write(now_us, full, with_dense)
         except StoreUnavailable as error:
             _log.warning("snapshot=skipped name=%s reason=%s", self._options.name, error)
             return None
 
-    def _write(self, now_us: int, full: bool) -> Manifest:
+    def _write(self, now_us: int, full: bool, with_dense: bool) -> Manifest:
         try:
             delta = self._store.delta(self._options.consumer, full)
         except FullDeltaNeeded:
@@ -145,6 +158,9 @@ class SnapshotPublisher:
             # The folder's newest is of another store: replicas hold nothing that this delta stands on.
             delta = self._store.delta(self._options.consumer, True)
         self._before = delta.version.incarnation
+        with_dense = with_dense or delta.base is None
+        if not with_dense:
+            delta = replace(delta, dense={})
         manifest = write_snapshot(self._options.folder, delta, self._info(now_us), self._options.fulls_kept)
         try:
             self._store.ack(self._options.consumer, delta.version)
@@ -153,6 +169,9 @@ class SnapshotPublisher:
             _log.warning("snapshot=unacknowledged name=%s reason=%s", self._options.name, error)
         if manifest.kind == "full":
             self._last_full_us = now_us
+        if with_dense:
+            self._last_dense_us = now_us
+        self._dense_waits = not with_dense
         self._rows = 0
         self._arrivals.clear()
         return manifest

@@ -17,13 +17,14 @@ from apache_beam.testing.test_stream import TestStream as Stream
 from apache_beam.testing.util import assert_that, equal_to
 
 from cuckooflow.embedding_store.api import Store, TablePush
+from cuckooflow.embedding_store.read_store import ReadStore
 from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.errors import StoreUnavailable, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.progressive import LabelMetrics
 from cuckooflow.models.registry import build_model, store_config
-from cuckooflow.models.snapshots import list_manifests, read_snapshot, request_full
+from cuckooflow.models.snapshots import Manifest, list_manifests, read_snapshot, request_full
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms import emit_snapshots
 from cuckooflow.transforms.emit_snapshots import EmitSnapshots
@@ -32,6 +33,7 @@ from cuckooflow.transforms.snapshot_publisher import SnapshotOptions, SnapshotPu
 from cuckooflow.transforms.training_output import Tick
 
 SECOND = 1_000_000
+BIAS = "linear/bias"
 FEATURES = (FeatureSpec(name="user"),)
 MODEL = ModelSpec(kind="lr", labels=("like",))
 Shared = tuple[Store, Callable[[], Store]]
@@ -69,11 +71,12 @@ def tick(polled_s: int, rows: int = 1, **given: Any) -> Tick:
     )
 
 
-def push(store: Store, ids: list[int]) -> None:
+def push(store: Store, ids: list[int], bias: float = 0.0) -> None:
     mark = store.marks("examples")[0][0]
     range_ = LogRange("examples", "made", 0, mark, Position(mark.offset + 1))
     gradients = np.ones((len(ids), 1), np.float32)
-    store.push(range_, {"linear": TablePush(np.array(ids, np.uint64), gradients)}, {}, 0)
+    dense = {BIAS: np.full(1, bias, np.float32)} if bias else {}
+    store.push(range_, {"linear": TablePush(np.array(ids, np.uint64), gradients)}, dense, 0)
 
 
 def test_first_full_then_deltas_at_the_interval(tmp_path: Path, shared: Shared) -> None:
@@ -245,3 +248,45 @@ def test_a_folder_that_another_store_published_into_gets_a_full_one_first(
     publisher = SnapshotPublisher(store, options(tmp_path / "live"))
     assert [publisher.tick(tick(at)).kind for at in (20, 40)] == ["full", "delta"]
     other.close()
+
+
+def test_dense_parameters_come_at_their_own_interval_and_before_a_pause(tmp_path: Path, shared: Shared) -> None:
+    store = shared[0]
+    publisher = SnapshotPublisher(store, options(tmp_path, dense_interval_us=60 * SECOND))
+    held = ReadStore(store_config(build_model(MODEL, FEATURES)).tables)
+    served = []
+
+    def look(manifest: Manifest | None) -> None:
+        assert manifest is not None
+        delta = read_snapshot(tmp_path, manifest)
+        held.apply(delta)
+        served.append((sorted(delta.dense), float(held.dense()[BIAS][0])))
+        assert held.version == manifest.version
+
+    for at in (0, 20, 40, 60):
+        push(store, [at], bias=1.0)
+        look(publisher.tick(tick(at)))
+    names = [dense for dense, _ in served]
+    assert names == [[BIAS], [], [], [BIAS]]
+    assert served[0][1] == served[1][1] == served[2][1]
+    assert served[3][1] == float(store.dense()[BIAS][0]) != served[0][1]
+
+    push(store, [80], bias=1.0)
+    look(publisher.tick(tick(80)))
+    assert served[-1][0] == [] and publisher.waiting  # for dense parameters alone
+    assert publisher.tick(tick(90, rows=0)) is None
+    look(publisher.publish(91 * SECOND, force=True))
+    assert served[-1] == ([BIAS], float(store.dense()[BIAS][0]))
+    assert not publisher.waiting
+
+
+def test_dense_parameters_that_are_due_come_without_new_rows(tmp_path: Path, shared: Shared) -> None:
+    publisher = SnapshotPublisher(shared[0], options(tmp_path, dense_interval_us=60 * SECOND))
+    push(shared[0], [1])
+    publisher.tick(tick(0))
+    push(shared[0], [2], bias=1.0)
+    publisher.tick(tick(20))
+    assert publisher.tick(tick(40, rows=0)) is None
+    due = publisher.tick(tick(60, rows=0))
+    assert due is not None and list(read_snapshot(tmp_path, due).dense) == [BIAS]
+    assert not publisher.waiting
