@@ -193,6 +193,42 @@ def write_snapshot(folder: Path, delta: Delta, info: SnapshotInfo, fulls_kept: i
     return manifest
 
 
+def take_in(folder: Path, manifest_json: bytes, blob: bytes, fulls_kept: int = 2) -> Manifest:
+    """Put a snapshot that was published elsewhere into a folder, under its own number; durable when this returns.
+
+    Args:
+        manifest_json: as it was published.
+        blob: likewise.
+        fulls_kept: as of :func:`write_snapshot`.
+
+    Raises:
+        SnapshotDamaged: they are not what a publisher wrote. Nothing was put there.
+    """
+    try:
+        manifest = Manifest.model_validate_json(manifest_json)
+    except ValidationError as error:
+        raise SnapshotDamaged(f"expected a snapshot's manifest for {folder}, received: {error}") from error
+    whole = len(blob) == manifest.blob_bytes and hashlib.sha256(blob).hexdigest() == manifest.sha256
+    if not whole or not _FILE.fullmatch(manifest.blob) or "/" in manifest.blob:
+        raise SnapshotDamaged(
+            f"expected blob {manifest.blob!r} of {manifest.blob_bytes} bytes and sha256 {manifest.sha256} for {folder}, "
+            f"received another of {len(blob)} bytes; wait for, or publish, a full snapshot"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    temporary = folder / f"{manifest.sequence:012d}-{token}.arrow.tmp"
+    with temporary.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(folder / manifest.blob)
+    _publish(folder, manifest, token)
+    if manifest.kind == "full":
+        (folder / _FULL_REQUEST).unlink(missing_ok=True)
+        _delete_old(folder, fulls_kept)
+    return manifest
+
+
 def list_manifests(folder: Path, after: int = 0) -> list[Manifest]:
     """Manifests in publication order, those with a number past ``after``; none if there is no folder.
 

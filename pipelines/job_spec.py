@@ -19,6 +19,7 @@ from cuckooflow.logs.pubsub_address import PubSubAddress
 from cuckooflow.models.duration import DurationUs
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.publish_gate import GateSpec
+from cuckooflow.models.snapshot_log import PARTITIONS
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.pipelines.log_specs import (
     FilesLogSpec,
@@ -262,9 +263,13 @@ class SnapshotsSpec(Section):
         full_interval: between full snapshots, default 1 day.
         gate: label -> bounds of its progressive figures, see :class:`~cuckooflow.models.publish_gate.GateSpec`; nothing
             is published while one is broken. Default none.
+        log: a topic or a folder's log into which what is published goes too, for scorers that share no folder with
+            the trainer, see ``serving.mirror``; made with two partitions. Default none. Costs its bytes once more; a topic's
+            retention must be longer than ``full_interval``, or full snapshots are sent again.
     """
 
     dir: Path = Path("snapshots")
+    log: LogSpec | None = None
     interval: DurationUs = 2_000_000
     dense_interval: DurationUs = 0
     full_interval: DurationUs = 86_400_000_000
@@ -283,8 +288,11 @@ class ServingSpec(Section):
         listen: address of its HTTP server, default 127.0.0.1:8501; port 0 takes a free one.
         rows: how weights are kept: ``float32`` (default), ``float16`` (half the bytes, within 0.05 %) or
             ``int8`` (a quarter, within 1/254 of a row's largest weight).
+        mirror: a folder of this scorer's own, into which it copies what comes in ``snapshots.log`` and which it follows,
+            relative to the job's ``dir``; default none: it follows ``snapshots.dir``.
     """
 
+    mirror: Path | None = None
     listen: str = Field(default="127.0.0.1:8501", pattern=r"^.+:\d{1,5}$")
     rows: Literal["float32", "float16", "int8"] = "float32"
 
@@ -374,6 +382,15 @@ class JobSpec(Section):
         if isinstance(log, KafkaLogSpec):
             return log.kafka
         return LocalAddress(self.path(log.path), log.partitions)
+
+    def snapshots_log(self) -> LogAddress | None:
+        """Where snapshots go besides their folder."""
+        if self.snapshots.log is None:
+            return None
+        address = self.address(self.snapshots.log)
+        if isinstance(address, LocalAddress):
+            return LocalAddress(address.path, PARTITIONS)
+        return address.model_copy(update={"partitions": PARTITIONS})
 
     def input(self, log: InputSpec) -> LogAddress | PubSubAddress | FilesAddress:
         """Where an input of the join lies."""

@@ -195,6 +195,11 @@ def _options(job: JobSpec) -> Iterable[tuple[str, ...]]:
         "snapshots",
         f"every {format_duration(job.snapshots.interval)}, full every {format_duration(job.snapshots.full_interval)}",
     )
+    snapshots_log = job.snapshots_log()
+    if snapshots_log is not None:
+        yield "snapshots.log", str(snapshots_log)
+    if job.serving.mirror is not None:
+        yield "serving.mirror", str(job.serving.mirror)
     for label, gate in job.snapshots.gate.items():
         bounds = gate.model_dump(exclude_none=True, exclude={"rows"})
         shown = ", ".join(f"{name} {bound:g}" for name, bound in bounds.items())

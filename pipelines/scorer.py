@@ -27,7 +27,8 @@ def serve_job(job: JobSpec) -> None:
     serve(
         ServeOptions(
             name=job.name,
-            snapshots=job.path(job.snapshots.dir),
+            snapshots=job.path(job.serving.mirror or job.snapshots.dir),
+            mirror_of=None if job.serving.mirror is None else job.snapshots_log(),
             listen=job.serving.listen,
             rows=job.serving.rows,
             address_file=address_files(job)[1],

@@ -262,6 +262,7 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
                         )
                     )
     faults += _streaming_faults(sections)
+    faults += _mirror_faults(sections)
     if "features" in sections:
         names = [feature.name for feature in sections["features"]]
         for index, name in enumerate(names):
@@ -291,6 +292,18 @@ def _cross_faults(sections: Mapping[str, Any], folder: Path) -> list[Fault]:
                 )
             )
     return faults
+
+
+def _mirror_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:
+    if "serving" not in sections or "snapshots" not in sections or sections["serving"].mirror is None:
+        return
+    mirror, snapshots = sections["serving"].mirror, sections["snapshots"]
+    if snapshots.log is None:
+        yield Fault(
+            ("serving", "mirror"), repr(str(mirror)), "none without snapshots.log, of which it is a copy"
+        )
+    elif mirror == snapshots.dir:
+        yield Fault(("serving", "mirror"), repr(str(mirror)), "a folder of its own, not snapshots.dir")
 
 
 def _streaming_faults(sections: Mapping[str, Any]) -> Iterator[Fault]:

@@ -27,6 +27,7 @@ class ScorerMetrics:
         rows: scored rows.
         logged: rows written to the impressions log.
         freshness: from an action's arrival in its log to its effect being served.
+        mirror_failures: times that the log of snapshots could not be read, where one is followed.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,12 @@ class ScorerMetrics:
             "cuckooflow_freshness_seconds",
             "From an action's arrival to its effect being served.",
             buckets=_FRESHNESS_S,
+            registry=self.registry,
+        )
+
+        self.mirror_failures = Counter(
+            "cuckooflow_snapshot_log_failures",
+            "Times that the log of snapshots could not be read.",
             registry=self.registry,
         )
 

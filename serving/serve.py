@@ -23,9 +23,11 @@ from starlette.applications import Starlette
 
 from cuckooflow.embedding_store.native_core import RowFormat
 from cuckooflow.errors import SpecError
+from cuckooflow.logs.address import LogAddress
 from cuckooflow.serving.app import AppOptions, make_app
 from cuckooflow.serving.impressions import ImpressionOptions
 from cuckooflow.serving.metrics import ScorerMetrics
+from cuckooflow.serving.mirror import follow_log
 from cuckooflow.serving.replica import Replica
 from cuckooflow.serving.scorer import Scorer
 from cuckooflow.serving.times import TimeFormat
@@ -40,6 +42,8 @@ class ServeOptions:
     Attributes:
         name: of the model, in the path of its requests.
         snapshots: folder that it follows; may not exist yet.
+        mirror_of: a log of snapshots that is copied into that folder, which then is this scorer's own; None: others
+            publish there.
         listen: ``host:port``, loopback only; port 0 takes a free one. Default 127.0.0.1:8501.
         address_file: gets ``host:port`` once requests are answered; None: nowhere. Put a proxy with TLS and
             authentication before it where others should reach it.
@@ -56,6 +60,7 @@ class ServeOptions:
     snapshots: Path
     listen: str = "127.0.0.1:8501"
     address_file: Path | None = None
+    mirror_of: LogAddress | None = None
     impressions: ImpressionOptions = field(default_factory=ImpressionOptions)
     poll_interval_s: float = 0.2
     rows: RowFormat = "float32"
@@ -84,11 +89,12 @@ class ScorerServer:
         self._scorer = Scorer(self._replica, _clock_us, options.impressions, options.rows_max)
         self._stop = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="replica", daemon=True)
+        self._mirror = threading.Thread(target=self._copy, name="mirror", daemon=True)
         app = make_app(
             self._scorer,
             self._replica,
             self._metrics,
-            self._follower.is_alive,
+            self._alive,
             AppOptions(
                 name=options.name,
                 body_bytes_max=options.body_bytes_max,
@@ -122,9 +128,28 @@ class ScorerServer:
             _log.exception("event=replica_failed action=restart_the_scorer")
             raise
 
+    def _copy(self) -> None:
+        assert self._options.mirror_of is not None
+        try:
+            follow_log(
+                self._options.mirror_of,
+                self._options.snapshots,
+                self._stop,
+                self._options.poll_interval_s,
+                self._metrics.mirror_failures.inc,
+            )
+        except BaseException:
+            _log.exception("event=mirror_failed action=restart_the_scorer")
+            raise
+
+    def _alive(self) -> bool:
+        return self._follower.is_alive() and (self._options.mirror_of is None or self._mirror.is_alive())
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._follower.start()
+        if self._options.mirror_of is not None:
+            self._mirror.start()
         if self._options.address_file is not None:
             _write_whole(self._options.address_file, self.address)
         _log.info("event=serving name=%s address=%s", self._options.name, self.address)
@@ -133,6 +158,8 @@ class ScorerServer:
         finally:
             self._stop.set()
             self._follower.join(self._options.shutdown_seconds_max)
+            if self._options.mirror_of is not None:
+                self._mirror.join(self._options.shutdown_seconds_max)
             self._scorer.close()
 
 

@@ -26,6 +26,7 @@ from cuckooflow.transforms.front_ends import FrontEnd, wall_clock_us
 from cuckooflow.transforms.log_again import RangeReader
 from cuckooflow.transforms.read_examples import ExamplesOptions, ReadExamples
 from cuckooflow.transforms.retention_check import check_retention
+from cuckooflow.transforms.send_snapshots import SendSnapshots
 from cuckooflow.transforms.sinks import WriteJsonLines, examples_partitions
 from cuckooflow.transforms.train_step import TrainConfig, TrainStep
 
@@ -96,7 +97,11 @@ def train_elements(job: JobSpec, elements: beam.PCollection, reader: Callable[[]
             late_labels=late_labels(job),
         )
     )
-    trained.ticks | "EmitSnapshots" >> EmitSnapshots(open_store, snapshot_options(job))
+    published = trained.ticks | "EmitSnapshots" >> EmitSnapshots(open_store, snapshot_options(job))
+    snapshots_log = job.snapshots_log()
+    if snapshots_log is not None:
+        snapshots_log.create_missing().close()
+        published | "SendSnapshots" >> SendSnapshots(job.path(job.snapshots.dir), snapshots_log)
     trained.metrics | "WriteMetrics" >> WriteJsonLines(job.address(job.logs.train_metrics))
     trained.dead | "WriteRefusedBatches" >> WriteJsonLines(job.address(job.logs.train_dead_letters))
 

@@ -202,6 +202,16 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load_spec(tmp_path / "none.yaml")
 
 
+def test_a_mirror_is_of_a_log_of_snapshots_and_a_folder_of_its_own() -> None:
+    faults = faults_of(("serving: {", "serving: {mirror: mine, "))
+    assert "none without snapshots.log" in faults["serving.mirror"][1]
+    faults = faults_of(
+        ("snapshots: {", "snapshots: {log: {path: logs/snapshots}, "),
+        ("serving: {", "serving: {mirror: snapshots, "),
+    )
+    assert "a folder of its own" in faults["serving.mirror"][1]
+
+
 def test_a_gate_is_of_a_label_of_the_model_and_has_a_bound() -> None:
     faults = faults_of(("snapshots: {", "snapshots: {gate: {share: {auc_min: 0.6}}, "))
     assert "labels of the model: like" in faults["snapshots.gate"][1]

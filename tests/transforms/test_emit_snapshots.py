@@ -250,7 +250,9 @@ def test_a_folder_that_another_store_published_into_gets_a_full_one_first(
     other.close()
 
 
-def test_dense_parameters_come_at_their_own_interval_and_before_a_pause(tmp_path: Path, shared: Shared) -> None:
+def test_dense_parameters_come_at_their_own_interval_and_before_a_pause(
+    tmp_path: Path, shared: Shared
+) -> None:
     store = shared[0]
     publisher = SnapshotPublisher(store, options(tmp_path, dense_interval_us=60 * SECOND))
     held = ReadStore(store_config(build_model(MODEL, FEATURES)).tables)
