@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from cuckooflow.logs.local_log import LocalLogWriter
-from cuckooflow.models.snapshots import list_manifests
+from cuckooflow.models.snapshots import list_manifests, newest_sequence
+from cuckooflow.pipelines.supervisor import address_files
+from cuckooflow.serving.client import ScorerClient
 
 REQUESTS = 400
 START_MS = 1_767_225_600_000
@@ -126,3 +128,38 @@ def test_empty_logs_give_empty_results(films, cli) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     assert films.rows(films.job.logs.examples.path) == []
     assert films.rows(films.job.logs.dead_letters.path) == []
+
+
+@pytest.mark.deep
+@pytest.mark.slow
+def test_a_scorer_without_the_trainer_s_folder_serves_from_the_log_of_snapshots(films, cli, wait_for) -> None:
+    text = films.spec.read_text()
+    assert "snapshots: {" in text and "serving: {" in text
+    text = text.replace("snapshots: {", "snapshots: {log: {path: logs/snapshots}, dense_interval: 1h, ")
+    films.spec.write_text(text)
+    films.make_logs()
+    films.append(*films.events(REQUESTS))
+    assert cli("run", "join", films.spec, "--stop-at-end").returncode == 0
+    with store_process(films, wait_for):
+        done = cli("run", "train", films.spec, "--stop-at-end")
+        assert done.returncode == 0, done.stderr[-4000:]
+    published = films.job.path(films.job.snapshots.dir)
+    newest = newest_sequence(published)
+    assert newest >= 1
+
+    scorers = films.spec.with_name("scorers.yaml")
+    scorers.write_text(text.replace("serving: {", "serving: {mirror: mine, "))
+    published.rename(published.with_name("elsewhere"))
+    serving = subprocess.Popen([sys.executable, "-m", "cuckooflow.pipelines.cli", "serve", str(scorers)])
+    try:
+        wait_for(
+            lambda: (films.job.dir / "mine").is_dir() and newest_sequence(films.job.dir / "mine") == newest,
+            "all of them",
+        )
+        wait_for(address_files(films.job)[1].exists, "the scorer's address")
+        url = f"http://{address_files(films.job)[1].read_text().strip()}"
+        with ScorerClient(url, films.job.name) as client:
+            assert client.wait_ready(60.0, newest) == newest
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(60) == 0
