@@ -189,7 +189,8 @@ def _options(job: JobSpec) -> Iterable[tuple[str, ...]]:
     yield "training.max_delay", format_duration(training.max_delay)
     if any(feature.streaming for feature in job.features):
         yield "training.lag", format_duration(training_options(job).lag_us)
-    yield "store", f"{job.store.listen}, data in {job.store.data}, {job.store.buckets} buckets"
+    shards = "" if job.store.shards == 1 else f"{job.store.shards} shards, "
+    yield "store", f"{shards}{job.store.listen}, data in {job.store.data}, {job.store.buckets} buckets"
     yield "store.checkpoint_interval", format_duration(job.store.checkpoint_interval)
     yield (
         "snapshots",

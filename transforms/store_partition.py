@@ -5,12 +5,15 @@ Gradients and streaming features are pushed by the same rules, each under a log 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from cuckooflow.embedding_store.api import Store
 from cuckooflow.errors import LogNotOpened, MarkMismatch, StoreError
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.transforms.log_rows import Piece, Rows
+
+_log = logging.getLogger(__name__)
 
 
 class StorePartition:
@@ -78,6 +81,7 @@ class StorePartition:
                     ) from mismatch
                 marks = sorted(Position(*mark) for mark in mismatch.marks)
                 if marks and marks[0] < piece.first:
+                    self._tell_gap(marks[0], piece.first)
                     todo.append(piece)
                     todo.extend(reversed(missing(marks[0], piece.first)))
                 else:
@@ -96,8 +100,16 @@ class StorePartition:
             mark = self.marks()[0]
             if mark >= reached:
                 return
+            self._tell_gap(mark, reached)
             fill(mark, reached)
         raise StoreError(
             f"expected the store to reach {reached} of {self.log.log!r}, it stands at {self.marks()[0]} after "
             f"{self._attempts_max} attempts; is it being restarted over and over?"
+        )
+
+    def _tell_gap(self, first: Position, last: Position) -> None:
+        """A shard was restored: say what of the log it is given again."""
+        _log.warning(
+            "event=store_fell_back log=%s partition=%d from=%d/%d to=%d/%d action=train_again",
+            *(self.log.log, self.log.partition, *first, *last),
         )

@@ -323,7 +323,9 @@ def test_whatever_is_killed_every_example_counts_once(
     assert len(store.marks("examples")[0]) == 1
 
 
-def test_a_restored_store_learns_again_but_is_not_measured_again(examples: Examples) -> None:
+def test_a_restored_store_learns_again_but_is_not_measured_again(
+    examples: Examples, caplog: pytest.LogCaptureFixture
+) -> None:
     store = _store()
     trainer = _trainer(store, examples, max_delay_us=0)
     elements = list(examples.elements(10))
@@ -337,6 +339,8 @@ def test_a_restored_store_learns_again_but_is_not_measured_again(examples: Examp
     assert sum(record["rows"] for record in records) == len(examples.users)
     positions = [p for out in outs for batch in out.predictions for p in batch.column("_offset").to_pylist()]
     assert len(positions) == len(examples.users)
+    (told,) = [record.getMessage() for record in caplog.records if "store_fell_back" in record.getMessage()]
+    assert "log=examples partition=0 from=" in told
 
 
 def test_a_store_set_back_is_filled_before_the_input_counts_as_finished(examples: Examples) -> None:
