@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cuckooflow.embedding_store.client import connect
@@ -140,8 +142,19 @@ def test_an_archive_then_the_log_is_the_whole_log(films: Any, cli: Cli, wait_for
 
 
 @pytest.mark.deep
+def shown_by_user(addresses: list[Path]) -> list[int]:
+    """Ascending sums of the counter table, as an Arrow-free reader sees its rows: two times, then the sum."""
+    client = connect(addresses)
+    try:
+        _, states = client.states("counter/user_id")  # type: ignore[attr-defined]
+    finally:
+        client.close()
+    return sorted(np.ascontiguousarray(states[:, 16:24]).view(np.float64)[:, 0].astype(int).tolist())
+
+
 def test_a_backfill_that_handed_over_then_the_live_log(films: Any, cli: Cli, tmp_path: Path) -> None:
-    set_up(films)
+    hour = "- {name: hour, kind: hour}"
+    set_up(films, **{hour: f"{hour}\n  - {{name: shown, kind: count, by: [user_id]}}"})
     for day in range(3):
         around_midnight(films, day)
     films.close_windows(1_767_225_600_000 + 4 * 86_400_000)
@@ -155,6 +168,7 @@ def test_a_backfill_that_handed_over_then_the_live_log(films: Any, cli: Cli, tmp
         done = cli("backfill", "train", films.spec, out)
         assert done.returncode == 0, done.stderr[-4000:]
         assert films.trained_counts(addresses) == films.expected_counts(batch)
+        assert shown_by_user(addresses) == sorted(Counter(row["user_id"] for row in batch).values())
         join(films, cli, "--hand-over", out / "hand_over.json")
         live = once(films.rows(films.job.logs.examples.path))
         both = {(row["request_id"], row["item_id"]) for row in batch + live}
