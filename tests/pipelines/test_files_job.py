@@ -177,6 +177,7 @@ def test_what_would_write_files_or_read_them_by_offsets_is_refused(
 # --- in this process -------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "runner", ["direct", pytest.param("prism", marks=[pytest.mark.prism, pytest.mark.deep])]

@@ -82,6 +82,7 @@ def test_a_pinned_one_that_is_damaged_changes_nothing(
     assert_serves(replica, publisher, 6)
 
 
+@pytest.mark.deep
 def test_by_command(publisher: Any, cli: Cli) -> None:
     publish(publisher, 6, full_at=(4,))
     folder = publisher.folder

@@ -103,6 +103,7 @@ def kill_in_the_middle(films: Any, addresses: list[Path], wait_for: Callable[...
     assert process.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.deep
 def test_an_archive_then_the_log_is_the_whole_log(films: Any, cli: Cli, wait_for, tmp_path: Path) -> None:
     set_up(films, **{"batch_size: 64": "batch_size: 2"})
     for day in range(3):
