@@ -79,7 +79,7 @@ def _spec(bootstrap: str) -> dict[str, Any]:
             {"name": "tags", "column": "tags", "pooling": "mean", "max_length": 5},
             {"name": "age", "kind": "number", "column": "age"},
         ],
-        "model": {"kind": "deepfm", "labels": ["click"], "dim": 16, "hidden": [64, 32]},
+        "model": {"kind": "deepfm", "labels": ["click"], "dim": 16, "hidden": [64, 32], "init_stddev": 0.0},
         "training": {"batch_size": 256, "max_delay": "250ms"},
         "store": {"shards": SHARDS_OF_STORE},
         "snapshots": {"interval": "500ms"},
@@ -121,8 +121,12 @@ def _probe(job: LiveJob, address: str, say: Say) -> np.ndarray:
             waiting = list(acted)
             if not acting and not waiting:
                 break
-            users = ["nobody", *(f"probe-{number}" for number in waiting)]
-            other, *scores = client.predict([_SHOWN | {"user_id": user} for user in users]).values
+            users = ["no one", "nobody", *(f"probe-{number}" for number in waiting)]
+            one, other, *scores = client.predict([_SHOWN | {"user_id": user} for user in users]).values
+            if abs(one - other) > _SAME:
+                raise RuntimeError(
+                    f"expected two unknown users to be predicted alike, received {one} and {other}"
+                )
             now = time.monotonic()
             for number, score in zip(waiting, scores, strict=True):
                 if abs(score - other) > _SAME:
