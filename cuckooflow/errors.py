@@ -60,6 +60,10 @@ class LogUnavailable(LogError):
     """The broker did not answer within its bound. It may be tried again; look whether the broker is up."""
 
 
+class SnapshotsApart(LogError):
+    """A log of snapshots is ahead of the folder that is sent into it. Name another log, or give the folder back."""
+
+
 class PartitionsChanged(LogError):
     """The examples log has another number of partitions than it was created with, which is fixed for good."""
 

@@ -14,7 +14,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cuckooflow.errors import SnapshotDamaged
+from cuckooflow.errors import SnapshotDamaged, SnapshotsApart
 from cuckooflow.logs.contract import LogReader, LogWriter
 from cuckooflow.models import snapshots
 from cuckooflow.models.snapshots import Manifest
@@ -113,8 +113,6 @@ def _head_at(log: LogReader, offset: int) -> Head:
 class SnapshotSender:
     """Puts what is published in a folder into a log. Not thread-safe.
 
-    A folder without snapshots, on a new machine, gets those of the log first, so that numbers go on.
-
     Args:
         folder: where snapshots are published.
         reader, writer: of the log, of :data:`PARTITIONS` partitions.
@@ -140,12 +138,19 @@ class SnapshotSender:
         in the folder again.
 
         Raises:
+            SnapshotsApart: the log is ahead of the folder, which is a new one, say; scorers would pass its numbers over.
             LogError: the log does not answer; what it took counts.
             SnapshotDamaged: a snapshot in the folder.
         """
         tail = read_tail(self._reader)
         newest = snapshots.newest_sequence(self._folder)
-        if newest == 0 or (tail is not None and tail.head.sequence >= newest):
+        if tail is not None and tail.head.sequence > newest:
+            raise SnapshotsApart(
+                f"expected {self._reader.name} to end at snapshot {newest} or before, as {self._folder} does, it ends at "
+                f"{tail.head.sequence}: the folder is a new one, or another trainer sends into this log; give the folder "
+                "back, or name another log in snapshots.log"
+            )
+        if newest == 0 or (tail is not None and tail.head.sequence == newest):
             return 0
         missing = self._missing(tail, newest)
         full_at, before = (-1, -1) if tail is None else (tail.head.full, tail.manifest_at)

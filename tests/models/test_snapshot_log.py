@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cuckooflow.embedding_store.api import Delta, TableDelta, Version
-from cuckooflow.errors import LogUnavailable, SnapshotDamaged
+from cuckooflow.errors import LogUnavailable, SnapshotDamaged, SnapshotsApart
 from cuckooflow.logs.contract import LogReader
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.models import snapshots
@@ -177,6 +177,18 @@ def test_what_the_log_has_lost_is_sent_again_from_the_full_one(tmp_path: Path) -
     again.close()
     assert SnapshotMirror(tmp_path / "there", first).poll() == 3
     assert newest_way(tmp_path / "there") == [1, 2, 3]
+
+
+def test_a_folder_that_is_behind_the_log_is_refused_by_name(tmp_path: Path) -> None:
+    log = new_log(tmp_path / "log")
+    writer = LocalLogWriter(tmp_path / "log", [SNAPSHOTS])
+    for n in (1, 2):
+        publish(tmp_path / "here", n, full=n == 1)
+    SnapshotSender(tmp_path / "here", log, writer).send_new(1)
+    publish(tmp_path / "new machine", 1, full=True)
+    with pytest.raises(SnapshotsApart, match="it ends at 2"):
+        SnapshotSender(tmp_path / "new machine", log, writer).send_new(2)
+    writer.close()
 
 
 def test_a_request_for_a_full_one_goes_back(tmp_path: Path) -> None:
