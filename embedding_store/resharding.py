@@ -8,7 +8,6 @@ trainers lead them together, as after any restore.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from cuckooflow.embedding_store.checkpoint import read_newest
 from cuckooflow.embedding_store.checkpoint_files import CheckpointReader, checkpoints
 from cuckooflow.embedding_store.config_json import config_to_json
 from cuckooflow.embedding_store.data_folder import DataFolder
-from cuckooflow.embedding_store.durable import sync_folder
+from cuckooflow.embedding_store.durable import whole_folder
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore, dense_bucket
 from cuckooflow.embedding_store.row_images import cut_images, image_ids
@@ -66,19 +65,8 @@ def reshard(sources: Sequence[Path], target: Path, of: int) -> list[Path]:
     try:
         config, ordered = _all_shards(folders)
         check_shard(Shard(0, of), config.buckets)
-        building = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        try:
+        with whole_folder(target) as building:
             _deal(config, ordered, building, of)
-            if target.exists():
-                target.rmdir()
-            sync_folder(building)
-            building.rename(target)
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
-        sync_folder(target.parent)
     finally:
         for folder in folders:
             folder.close()

@@ -7,7 +7,6 @@ takes from nowhere begin as those of a new store do.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from cuckooflow.embedding_store.api import SLOT_BITS, Floats, Ids, Optimizer, St
 from cuckooflow.embedding_store.checkpoint_files import Bytes
 from cuckooflow.embedding_store.data_folder import DataFolder
 from cuckooflow.embedding_store.dense_init import initial_dense
-from cuckooflow.embedding_store.durable import sync_folder
+from cuckooflow.embedding_store.durable import whole_folder
 from cuckooflow.embedding_store.marks import Marks
 from cuckooflow.embedding_store.native_core import NativeCore, dense_bucket
 from cuckooflow.embedding_store.resharding import shard_folder
@@ -134,12 +133,9 @@ def write_warm_store(
     Raises:
         StoreError: by name, as of the parts.
     """
-    building = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
     taken = Taken()
-    try:
-        held: tuple[int, SourcePart] | None = None
+    held: tuple[int, SourcePart] | None = None
+    with whole_folder(target) as building:
         for number in range(shards):
             owned = Ownership(config, Shard(number, shards))
             core = NativeCore.of(config)
@@ -153,14 +149,6 @@ def write_warm_store(
                     newest_us = max(held[1].event_time_us, newest_us or held[1].event_time_us)
             folder = building if shards == 1 else shard_folder(building, number)
             _write(config, owned, folder, core, plan, newest_us)
-        if target.exists():
-            target.rmdir()
-        sync_folder(building)
-        building.rename(target)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    sync_folder(target.parent)
     return taken
 
 

@@ -222,7 +222,7 @@ class Model(ABC):
         plain, weighted, _ = self._functions()
         step = plain if targets.late_share is None else weighted
         given = np.stack(targets.parts)
-        fields = Fields(encoded.weights, self.encoder.bounds)
+        fields = Fields(encoded.weights, encoded.bounds)
         probabilities, loss, gradients, packed = step(
             *self._arrays(fields, encoded, lookup, rows, dense), given
         )
@@ -248,7 +248,7 @@ class Model(ABC):
         if not len(encoded):
             return np.zeros((0, len(self.labels)), np.float32)
         predict = self._functions()[-1]
-        fields = Fields(encoded.weights, self.encoder.bounds)
+        fields = Fields(encoded.weights, encoded.bounds)
         result: Floats = predict(*self._arrays(fields, encoded, lookup, rows, dense)).numpy()
         return result
 

@@ -35,20 +35,21 @@ class Encoded:
         weights: (B, C) float32: what a place's row counts in its field's sum; 0 where unused.
         numbers: (B, K) float32 dense inputs: for each number its scaled value, then 1 where it was null; for
             streaming features see :func:`~cuckooflow.models.streaming_columns.streaming_numbers`.
-        fields: (C,) int32, the field (id feature) that a place belongs to; the same for all batches.
+        bounds: (F + 1,) int32: field (id feature) f has the places from bounds[f] up to bounds[f + 1]; the same for all
+            batches.
     """
 
     ids: Ids
     weights: Floats
     numbers: Floats
-    fields: npt.NDArray[np.int32]
+    bounds: npt.NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def slice(self, start: int, stop: int) -> Encoded:
         """Rows ``start <= row < stop``, without a copy."""
-        return Encoded(self.ids[start:stop], self.weights[start:stop], self.numbers[start:stop], self.fields)
+        return Encoded(self.ids[start:stop], self.weights[start:stop], self.numbers[start:stop], self.bounds)
 
     @staticmethod
     def concat(parts: Sequence[Encoded]) -> Encoded:
@@ -59,7 +60,7 @@ class Encoded:
             np.concatenate([p.ids for p in parts]),
             np.concatenate([p.weights for p in parts]),
             np.concatenate([p.numbers for p in parts]),
-            parts[0].fields,
+            parts[0].bounds,
         )
 
 
@@ -87,11 +88,8 @@ class Encoder:
         self._number_features = tuple(f for f in features if f.numbers)
         if not self._id_features:
             raise SpecError("features: expected at least one that is not a number, received numbers only")
-        places = [np.full(f.width, field, np.int32) for field, f in enumerate(self._id_features)]
-        self.fields: npt.NDArray[np.int32] = np.concatenate(places)
         widths = [feature.width for feature in self._id_features]
-        #: (F + 1,): field f has the places from bounds[f] up to bounds[f + 1].
-        self.bounds: npt.NDArray[np.int32] = np.cumsum([0, *widths], dtype=np.int32)
+        self._bounds: npt.NDArray[np.int32] = np.cumsum([0, *widths], dtype=np.int32)
 
     @property
     def num_fields(self) -> int:
@@ -120,8 +118,9 @@ class Encoder:
             SpecError: a column has a type that the feature cannot take; names both.
         """
         rows = batch.num_rows
-        ids = np.zeros((rows, len(self.fields)), np.uint64)
-        weights = np.zeros((rows, len(self.fields)), np.float32)
+        places = int(self._bounds[-1])
+        ids = np.zeros((rows, places), np.uint64)
+        weights = np.zeros((rows, places), np.float32)
         at = 0
         for feature in self._id_features:
             columns = [_column(batch, name) for name in feature.inputs]
@@ -152,7 +151,7 @@ class Encoder:
                 numbers[:, here] = np.stack(_number(feature, column), axis=1)
             except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise _unfit(feature, [column], error) from error
-        return Encoded(ids, weights, numbers, self.fields)
+        return Encoded(ids, weights, numbers, self._bounds)
 
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:

@@ -52,7 +52,9 @@ def _reference(model: Model, rows: Arrays, dense: Arrays) -> npt.NDArray[np.floa
             if weight:
                 at = int(np.flatnonzero(lookup.ids == encoded.ids[r, c])[0])
                 for name, value in rows.items():
-                    fields[name][encoded.fields[c]] += weight * value[at].astype(np.float64)
+                    fields[name][np.searchsorted(encoded.bounds, c, "right") - 1] += weight * value[
+                        at
+                    ].astype(np.float64)
         numbers = encoded.numbers[r].astype(np.float64)
         z = fields["linear"].sum(0) + dense["linear/bias"] + numbers @ dense["linear/numbers"]
         if spec.kind != "lr":
