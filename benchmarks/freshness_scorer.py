@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.join_on_flink import cpu_s
+from benchmarks.cpu_time import cpu_s
 from benchmarks.train_rows import COLUMNS, FEATURES, MODEL, Rows, generate
 from cuckooflow.serving.client import ScorerClient
 

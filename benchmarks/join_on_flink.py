@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.cpu_time import cpu_s
 from benchmarks.join_events import Events, Shape, arrow_messages, events, partition_rows
 from benchmarks.join_live import PARTITIONS, LiveJob, MessageKind, commands, spec, steady_rate, topics
 from cuckooflow.logs.contract import LogReader
@@ -296,12 +296,3 @@ class Tail:
 
 def _now_us() -> int:
     return time.time_ns() // 1_000
-
-
-def cpu_s(pids: list[int]) -> float:
-    """User and system time of processes so far; one that has ended counts as nothing."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.cpu_time import cpu_s
 from benchmarks.train_rows import FEATURES, MODEL, generate
 from benchmarks.train_steps import ELEMENT_ROWS, one_thread
 from cuckooflow.embedding_store.client import connect
@@ -30,7 +31,6 @@ START_S_MAX = 120.0
 TURNS_MAX = 3
 #: Shards' processes and trainers' processes.
 Job = tuple[list[subprocess.Popen[str]], list[subprocess.Popen[str]]]
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_us_per_example(rows: int, batch: int, repeats: int) -> tuple[float, float]:
@@ -48,14 +48,15 @@ def cpu_us_per_example(rows: int, batch: int, repeats: int) -> tuple[float, floa
 def _turn(job: Job) -> float:
     """CPU seconds of all processes of a job while each of its trainers takes its rows."""
     processes, trainers = [process for part in job for process in part], job[1]
-    before = sum(map(_cpu_s, processes))
+    pids = [process.pid for process in processes]
+    before = cpu_s(pids)
     for trainer in trainers:
         assert trainer.stdin is not None
         trainer.stdin.write("go\n")
         trainer.stdin.flush()
     for trainer in trainers:
         _said(trainer, "done")
-    return sum(map(_cpu_s, processes)) - before
+    return cpu_s(pids) - before
 
 
 @contextlib.contextmanager
@@ -116,12 +117,6 @@ def _said(process: subprocess.Popen[str], word: str) -> None:
         raise RuntimeError(
             f"expected a trainer to say {word}, received {line!r} and exit code {process.poll()}"
         )
-
-
-def _cpu_s(process: subprocess.Popen[str]) -> float:
-    """User and system time of a process and all its threads so far."""
-    after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) * _TICK_S
 
 
 def main(arguments: list[str]) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +23,7 @@ from cuckooflow.runners.cluster import LocalCluster
 from cuckooflow.runners.flink_rest import FlinkRest
 from cuckooflow.transforms.balances import imbalances, totals
 from cuckooflow.transforms.hand_over import HandOver
+from tests.pipelines.commands import process
 
 START_MS = 1_767_225_600_000
 DAY_MS = 86_400_000
@@ -218,20 +216,6 @@ def test_a_join_of_files_with_a_damaged_one_among_them(
     assert "00500b.parquet" in listed.stdout, listed.stderr
     replayed = cli("dlq", "replay", films.spec)
     assert "read_only=1" in replayed.stdout, replayed.stderr
-
-
-@contextlib.contextmanager
-def process(*words: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of the job, ended as an operator ends it."""
-    running = subprocess.Popen([sys.executable, "-m", "cuckooflow.pipelines.cli", *map(str, words)])
-    try:
-        yield running
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(90) == 0
-    finally:
-        if running.poll() is None:
-            os.kill(running.pid, signal.SIGKILL)
-            running.wait(10)
 
 
 def read(films: Any, log: str) -> int:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import pytest
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.runners.cluster import LocalCluster
+from tests.pipelines.commands import process
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LIBRARIES = ("kafka-python", "confluent-kafka")
@@ -133,20 +131,6 @@ def sql_join(
 
 def labelled(rows: Rows) -> list[tuple[Any, ...]]:
     return [(r["request_id"], r["item_id"], int(r["label_click"]), int(r["label_like"])) for r in rows]
-
-
-@contextlib.contextmanager
-def process(*words: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of the job, ended as an operator ends it."""
-    running = subprocess.Popen([sys.executable, "-m", "cuckooflow.pipelines.cli", *map(str, words)])
-    try:
-        yield running
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(90) == 0
-    finally:
-        if running.poll() is None:
-            os.kill(running.pid, signal.SIGKILL)
-            running.wait(10)
 
 
 @pytest.mark.parametrize("library", ["kafka-python", pytest.param("confluent-kafka", marks=pytest.mark.deep)])

@@ -21,7 +21,6 @@ from cuckooflow.errors import InputFileWrong, SpecError
 from cuckooflow.logs.contract import MessageBatch
 from cuckooflow.transforms import input_files
 from cuckooflow.transforms.batch_bytes import decode_batch, encode_batch
-from cuckooflow.transforms.columns import Column, EventSchema
 from cuckooflow.transforms.dead_letters import original_value, to_json_lines
 from cuckooflow.transforms.in_band import IMPRESSIONS
 from cuckooflow.transforms.input_files import FileInput
@@ -29,18 +28,9 @@ from cuckooflow.transforms.json_lines_file import lines_of
 from cuckooflow.transforms.message_format import MessageFormat
 from cuckooflow.transforms.parse import parse_messages
 from cuckooflow.transforms.placed_rows import PlaceColumns
+from tests.transforms.files_folder import HOUR_US, SCHEMA
 
-SCHEMA = EventSchema(
-    columns={
-        "k": Column(type="string"),
-        "x": Column(type="float64", required=False),
-        "t": Column(type="time", unit="s"),
-    },
-    time="t",
-    key=("k",),
-)
 PLACED = PlaceColumns("p", "o", None, "a", "v")
-HOUR_US = 3_600_000_000
 
 
 def event(n: int, **more) -> dict:
