@@ -132,7 +132,33 @@ def kafka(local_cluster: LocalCluster) -> str:
     """Bootstrap address of a Kafka broker that the whole session shares: use topics of your own."""
     address = local_cluster.up(["kafka"]).kafka
     assert address is not None
+    _await_groups(address)
     return address
+
+
+def _await_groups(bootstrap: str, timeout_s: float = 60.0) -> None:
+    """Until a new broker keeps offsets of consumer groups, which it makes the topic for when it is first asked."""
+    from kafka import errors
+    from kafka.admin import KafkaAdminClient
+
+    not_yet = (
+        errors.CoordinatorNotAvailableError,
+        errors.CoordinatorLoadInProgressError,
+        errors.NotCoordinatorError,
+    )
+
+    client = KafkaAdminClient(bootstrap_servers=bootstrap)
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                client.list_group_offsets("nobody")
+                return
+            except not_yet:
+                assert time.monotonic() < deadline, f"no consumer groups within {timeout_s:g} s"
+                time.sleep(0.1)
+    finally:
+        client.close()
 
 
 @pytest.fixture(scope="session")
