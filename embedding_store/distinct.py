@@ -73,7 +73,7 @@ class Lookup:
         if rows.ndim != 2 or len(rows) != len(self.ids):
             raise BadShape(f"expected a row for each of {len(self.ids)} ids, received {rows.shape}")
         self._check(fields)
-        pooled = _aligned((len(self.inverse), fields.count, rows.shape[1]))
+        pooled = aligned((len(self.inverse), fields.count, rows.shape[1]))
         if len(rows):
             given = np.ascontiguousarray(rows, np.float32)
             _native.pool_rows(given, self.inverse, fields.weights, fields.bounds, pooled)
@@ -131,7 +131,8 @@ def distinct(ids: Ids, weights: Floats | None = None) -> Lookup:
     return Lookup(found, inverse.reshape(ids.shape), counts)
 
 
-def _aligned(shape: tuple[int, ...]) -> Floats:
+def aligned(shape: tuple[int, ...]) -> Floats:
+    """An array, not filled, that TensorFlow can use where it lies."""
     size = int(np.prod(shape))
     room = np.empty(size + _ALIGN // 4, np.float32)
     begin = -room.ctypes.data % _ALIGN // 4

@@ -15,14 +15,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cuckooflow.embedding_store.api import DenseConfig, Floats, Ids, TableConfig
-from cuckooflow.embedding_store.distinct import Fields, Lookup
+from cuckooflow.embedding_store.distinct import Fields, Lookup, aligned
 from cuckooflow.embedding_store.distinct import distinct as distinct_ids
 from cuckooflow.models.encoding import Encoded, Encoder
 from cuckooflow.models.features import FeatureSpec, slots
@@ -94,20 +94,43 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """Rows as a step or a prediction takes them.
+
+    Attributes:
+        lookup: their distinct ids.
+        fields: how their places are pooled.
+        tensors: their numbers, the dense parameters as one, each table's pooled rows.
+    """
+
+    lookup: Lookup
+    fields: Fields
+    tensors: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one training step found.
 
     Attributes:
         probabilities: (B, L) float32, predicted before anything was learned from these rows.
         loss: the summed loss of the batch, weighted by label.
-        row_gradients: table name -> (U, dim) float32, summed over the batch.
         dense_gradients: parameter name -> float32, summed over the batch and divided by ``step_rows``.
+        prepared: what the step was given.
+        field_gradients: table name -> (B, F, dim) float32, of the pooled rows.
     """
 
     probabilities: Floats
     loss: float
-    row_gradients: Mapping[str, Floats]
     dense_gradients: Mapping[str, Floats]
+    prepared: Prepared
+    field_gradients: Mapping[str, Floats]
+
+    @functools.cached_property
+    def row_gradients(self) -> Mapping[str, Floats]:
+        """Table name -> (U, dim) float32, summed over the batch, when it is asked for first."""
+        lookup, fields = self.prepared.lookup, self.prepared.fields
+        return {name: lookup.spread(gradients, fields) for name, gradients in self.field_gradients.items()}
 
     def finite(self) -> bool:
         """Whether every gradient and the loss are finite."""
@@ -200,45 +223,48 @@ class Model(ABC):
         """Table name -> ids, as ``Store.pull`` takes them."""
         return {table.name: lookup.ids for table in self.tables}
 
-    def train_step(
-        self,
-        encoded: Encoded,
-        lookup: Lookup,
-        rows: Mapping[str, Floats],
-        dense: Mapping[str, Floats],
-        targets: Targets,
-        step_rows: int,
-    ) -> StepResult:
-        """Probabilities and gradients of one batch. Nothing is applied here.
+    def prepare(
+        self, encoded: Encoded, lookup: Lookup, rows: Mapping[str, Floats], dense: Mapping[str, Floats]
+    ) -> Prepared:
+        """Bring a batch into the form that TensorFlow computes with.
 
         Args:
             encoded, lookup: B rows and their distinct ids; B at least 1.
             rows: table name -> (U, dim) float32, pulled.
             dense: parameter name -> value, pulled.
+        """
+        fields = Fields(encoded.weights, encoded.bounds)
+        # Rows are pooled and gradients summed outside: TensorFlow's own are several times slower on one thread.
+        pooled = [lookup.pool(rows[table.name], fields) for table in self.tables]
+        # Every tensor that crosses costs tens of microseconds, so the dense parameters go as one.
+        packed = aligned((sum(self._dense_sizes),))
+        np.concatenate([dense[parameter.name].reshape(-1) for parameter in self.dense], out=packed)
+        numbers = tensorflow().constant(encoded.numbers)
+        return Prepared(lookup, fields, (numbers, *map(_in_place, (packed, *pooled))))
+
+    def train_step(self, prepared: Prepared, targets: Targets, step_rows: int) -> StepResult:
+        """Probabilities and gradients of one batch. Nothing is applied here.
+
+        Args:
             targets: of the same rows.
             step_rows: rows of a full batch. Dense gradients are divided by it, not by B, so that a
                 ragged small batch makes a small step.
         """
         plain, weighted, _ = self._functions()
         step = plain if targets.late_share is None else weighted
-        given = np.stack(targets.parts)
-        fields = Fields(encoded.weights, encoded.bounds)
-        probabilities, loss, gradients, packed = step(
-            *self._arrays(fields, encoded, lookup, rows, dense), given
-        )
-        dense_gradients = packed.numpy() / np.float32(step_rows)
+        given = tensorflow().constant(np.stack(targets.parts))
+        probabilities, loss, packed, *gradients = step(*prepared.tensors, given)
+        dense_gradients: Floats = np.asarray(memoryview(packed), np.float32) / np.float32(step_rows)
         at = np.cumsum([0, *self._dense_sizes])
         return StepResult(
             probabilities.numpy(),
             float(loss),
             {
-                table.name: lookup.spread(np.asarray(memoryview(g)), fields)
-                for table, g in zip(self.tables, gradients, strict=True)
-            },
-            {
                 parameter.name: dense_gradients[start:stop].reshape(parameter.shape)
                 for parameter, (start, stop) in zip(self.dense, itertools.pairwise(at), strict=True)
             },
+            prepared,
+            {table.name: np.asarray(memoryview(g)) for table, g in zip(self.tables, gradients, strict=True)},
         )
 
     def predict(
@@ -248,9 +274,8 @@ class Model(ABC):
         if not len(encoded):
             return np.zeros((0, len(self.labels)), np.float32)
         predict = self._functions()[-1]
-        fields = Fields(encoded.weights, encoded.bounds)
-        result: Floats = predict(*self._arrays(fields, encoded, lookup, rows, dense)).numpy()
-        return result
+        (result,) = predict(*self.prepare(encoded, lookup, rows, dense).tensors)
+        return cast(Floats, result.numpy())
 
     def table(self, name: str, dim: int, **options: Any) -> TableConfig:
         """A table with the spec's seed, admission and expiry.
@@ -271,20 +296,6 @@ class Model(ABC):
             **options,
         )
 
-    def _arrays(
-        self,
-        fields: Fields,
-        encoded: Encoded,
-        lookup: Lookup,
-        rows: Mapping[str, Floats],
-        dense: Mapping[str, Floats],
-    ) -> tuple[Any, ...]:
-        # Every tensor that crosses costs tens of microseconds, so the dense parameters go as one.
-        packed = np.concatenate([dense[parameter.name].reshape(-1) for parameter in self.dense])
-        # Rows are pooled and gradients summed outside: TensorFlow's own are several times slower on one thread.
-        pooled = [lookup.pool(rows[table.name], fields) for table in self.tables]
-        return encoded.numbers, packed, [_in_place(array) for array in pooled]
-
     @functools.cached_property
     def _dense_sizes(self) -> tuple[int, ...]:
         return tuple(math.prod(parameter.shape) for parameter in self.dense)
@@ -303,7 +314,7 @@ class Model(ABC):
             [self.spec.label_weights.get(label, 1.0) for label in self.labels], np.float32
         )
 
-        def logits(numbers: Any, packed: Any, pooled: Any) -> Any:
+        def logits(numbers: Any, packed: Any, pooled: Sequence[Any]) -> Any:
             values = tf.split(packed, self._dense_sizes)
             dense = {p.name: tf.reshape(v, p.shape) for p, v in zip(parameters, values, strict=True)}
             return self.forward(Inputs(dict(zip(names, pooled, strict=True)), numbers), dense)
@@ -312,15 +323,16 @@ class Model(ABC):
             return tf.TensorSpec(shape, tf.float32)
 
         # The shapes leave the number of rows open, so each function is traced once.
-        arrays = (
+        tensors = (
             tensor(None, self.encoder.num_numbers),
             tensor(sum(self._dense_sizes)),
-            [tensor(None, self.encoder.num_fields, table.dim) for table in self.tables],
+            *(tensor(None, self.encoder.num_fields, table.dim) for table in self.tables),
         )
 
-        def step(numbers: Any, packed: Any, pooled: Any, targets: Any) -> Any:
+        def step(numbers: Any, packed: Any, *pooled_and_targets: Any) -> Any:
+            *pooled, targets = pooled_and_targets
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([packed, pooled])
+                tape.watch([packed, *pooled])
                 z = logits(numbers, packed, pooled)
                 positive, negative = targets[0], targets[1]
                 if targets.shape[0] > 2:
@@ -328,20 +340,39 @@ class Model(ABC):
                     positive, negative = positive * of_positive, negative * of_negative
                 losses = positive * tf.nn.softplus(-z) + negative * tf.nn.softplus(z)
                 loss = tf.reduce_sum(losses * label_weights)
-            dense_gradients, gradients = tape.gradient(
-                loss, [packed, pooled], unconnected_gradients=tf.UnconnectedGradients.ZERO
+            gradients = tape.gradient(
+                loss, [packed, *pooled], unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            return tf.sigmoid(z), loss, gradients, dense_gradients
+            return tf.sigmoid(z), loss, *gradients
 
-        def compiled(parts: int) -> Any:
-            signature = [*arrays, tensor(parts, None, len(self.labels))]
-            return tf.function(step, autograph=False, input_signature=signature)
-
-        @tf.function(autograph=False, input_signature=arrays)
-        def predict(numbers: Any, packed: Any, pooled: Any) -> Any:
+        def predict(numbers: Any, packed: Any, *pooled: Any) -> Any:
             return tf.sigmoid(logits(numbers, packed, pooled))
 
-        return compiled(2), compiled(4), predict
+        def targets(parts: int) -> Any:
+            return tensor(parts, None, len(self.labels))
+
+        return (
+            _traced(step, *tensors, targets(2)),
+            _traced(step, *tensors, targets(4)),
+            _traced(predict, *tensors),
+        )
+
+
+def _traced(function: Callable[..., Any], *signature: Any) -> Callable[..., list[Any]]:
+    """A function of tensors, compiled, which gives the list of its results.
+
+    It is called as an operation: ``tf.function`` takes about a millisecond for each call to see that the arguments'
+    types are what they were.
+    """
+    tf = tensorflow()
+    traced = tf.function(function, autograph=False).get_concrete_function(*signature)
+    types = [result.dtype for result in traced.outputs]
+
+    def call(*tensors: Any) -> list[Any]:
+        given = [*tensors, *traced.captured_inputs]
+        return cast(list[Any], tf.raw_ops.StatefulPartitionedCall(args=given, Tout=types, f=traced))
+
+    return call
 
 
 def _in_place(array: Floats) -> Any:

@@ -10,15 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cuckooflow.embedding_store.api import Floats, PushAnswer, Store
-from cuckooflow.embedding_store.distinct import Lookup
+from cuckooflow.embedding_store.api import PushAnswer, Store
 from cuckooflow.logs.contract import Position
-from cuckooflow.models.base import Model, StepResult, distinct
+from cuckooflow.models.base import Model, Prepared, StepResult, distinct
 from cuckooflow.transforms.log_rows import Piece
 from cuckooflow.transforms.training_rows import TrainingRows
-
-#: The distinct ids of rows, their parameters by table, and the dense parameters.
-Pulled = tuple[Lookup, dict[str, Floats], dict[str, Floats]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class _Ahead:
 
     first: Position
     last: Position
-    pulled: Future[Pulled]
+    pulled: Future[Prepared]
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class BesideStep:
             pulled = self._executor.submit(self._pull, piece.rows)
             self._ahead = _Ahead(piece.first, piece.last, pulled)
 
-    def pulled(self, piece: Piece[TrainingRows]) -> Pulled:
+    def pulled(self, piece: Piece[TrainingRows]) -> Prepared:
         """What a piece that has rows needs of the store."""
         assert piece.rows is not None
         ahead, self._ahead = self._ahead, None
@@ -93,6 +89,11 @@ class BesideStep:
         assert self._sent is None and self._executor is not None
         self._sent = Sent(piece, rows, result, self._executor.submit(push))
 
+    @property
+    def sent(self) -> Sent | None:
+        """The step that is on its way."""
+        return self._sent
+
     def take_sent(self) -> Sent | None:
         """The step that is on its way, once."""
         sent, self._sent = self._sent, None
@@ -112,7 +113,7 @@ class BesideStep:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _pull(self, rows: TrainingRows) -> Pulled:
+    def _pull(self, rows: TrainingRows) -> Prepared:
         lookup = distinct(rows.encoded)
         tables, dense = self._store.pull(self._model.wanted(lookup))
-        return lookup, tables, dense
+        return self._model.prepare(rows.encoded, lookup, tables, dense)

@@ -28,7 +28,6 @@ import numpy as np
 import pyarrow as pa
 
 from cuckooflow.embedding_store.api import Floats, PushAnswer, Store, TablePush
-from cuckooflow.embedding_store.distinct import Lookup
 from cuckooflow.errors import MarkMismatch, NonFiniteGradient, SpecError
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.base import Model, StepResult
@@ -105,13 +104,14 @@ class Trainer:
 
     @property
     def position(self) -> Position:
-        """Up to where this partition was pushed."""
-        return self._first
+        """Up to where the store has taken this partition."""
+        sent = self._beside.sent
+        return self._first if sent is None else sent.piece.first
 
     @property
     def waiting(self) -> bool:
-        """Whether something is here that no push has carried yet."""
-        return self._first < self._end or bool(self._held)
+        """Whether something is here that the store has not taken yet."""
+        return self.position < self._end or bool(self._held)
 
     def accept(self, batch: pa.RecordBatch) -> Output:
         """Take the next element of the partition: rows with a :class:`RangeHeader`.
@@ -266,15 +266,18 @@ class Trainer:
             first = last
         if everything and first < self._end:
             pieces.append(Piece(first, self._end, None))
+        if everything or not pieces:
+            self._see_sent(out)  # else the last push goes on beside the next element
         while pieces:
             piece = pieces.popleft()
             self._step(piece, out, pieces[0] if pieces else None)
             self._first = piece.last
-        self._see_sent(out)
+        if everything:
+            self._see_sent(out)
         if self._first == self._end:
             self._waiting_since_us = None
         if self._feed is not None:
-            self._feed.advance(self._first)
+            self._feed.advance(self.position)
 
     def _take(self, count: int) -> TrainingRows:
         parts: list[TrainingRows] = []
@@ -324,14 +327,9 @@ class Trainer:
             self._see_sent(out)
             self._train(piece, out, following)
             return
-        lookup, result = self._compute(piece, piece.rows, following)
+        result = self._compute(piece, piece.rows, following)
         self._see_sent(out)
-        if result.finite():
-            self._beside.send(
-                piece, piece.rows, result, partial(self._send, piece, piece.rows, lookup, result)
-            )
-        else:
-            self._train(piece, out)
+        self._beside.send(piece, piece.rows, result, partial(self._send, piece, piece.rows, result))
 
     def _see_sent(self, out: Output) -> None:
         """See that the store has taken what was sent, whatever it answered."""
@@ -350,13 +348,11 @@ class Trainer:
         if rows is None or not len(rows):
             self._store.push(range_, {}, {}, self._report.event_time_us or 0)
             return
-        lookup, result = self._compute(piece, rows, following)
+        result = self._compute(piece, rows, following)
         try:
-            if not result.finite():
-                raise NonFiniteGradient("expected finite gradients, received NaN or infinity")
-            if self._before_push is not None:
+            if self._before_push is not None and result.finite():
                 self._before_push(rows, result.probabilities)
-            answer = self._send(piece, rows, lookup, result)
+            answer = self._send(piece, rows, result)
         except NonFiniteGradient as error:
             self._store.push(range_, {}, {}, int(rows.times_us.max()))
             out.dead.append(dead_rows(rows.batches, range_, GRADIENT_NOT_FINITE, str(error)))
@@ -365,24 +361,24 @@ class Trainer:
 
     def _compute(
         self, piece: Piece[TrainingRows], rows: TrainingRows, following: Piece[TrainingRows] | None
-    ) -> tuple[Lookup, StepResult]:
-        lookup, tables, dense = self._beside.pulled(piece)
+    ) -> StepResult:
+        prepared = self._beside.pulled(piece)
         self._beside.fetch(following)
-        step_rows = self._options.batch_size
-        return lookup, self._model.train_step(rows.encoded, lookup, tables, dense, rows.targets, step_rows)
+        return self._model.train_step(prepared, rows.targets, self._options.batch_size)
 
-    def _send(
-        self, piece: Piece[TrainingRows], rows: TrainingRows, lookup: Lookup, result: StepResult
-    ) -> PushAnswer:
+    def _send(self, piece: Piece[TrainingRows], rows: TrainingRows, result: StepResult) -> PushAnswer:
+        if not result.finite():  # no shard is to take its part of such a step
+            raise NonFiniteGradient("expected finite gradients, received NaN or infinity")
         range_ = self._partition.range(piece.first, piece.last)
-        gradients = self._gradients(lookup, result)
+        gradients = self._gradients(result)
         return self._store.push(range_, gradients, result.dense_gradients, int(rows.times_us.max()))
 
     def _learn(self, rows: TrainingRows, result: StepResult, answer: PushAnswer, out: Output) -> None:
         if answer.applied:
             self._report.learned(rows, result.probabilities, out)
 
-    def _gradients(self, lookup: Lookup, result: StepResult) -> dict[str, TablePush]:
+    def _gradients(self, result: StepResult) -> dict[str, TablePush]:
+        lookup = result.prepared.lookup
         pushes = {
             name: TablePush(lookup.ids, gradients, lookup.counts)
             for name, gradients in result.row_gradients.items()
@@ -393,7 +389,7 @@ class Trainer:
         return pushes
 
     def _tell(self, now_us: int, out: Output, end: bool) -> None:
-        self._report.tell(self._partition.log, self._first, now_us, out, end)
+        self._report.tell(self._partition.log, self.position, now_us, out, end)
 
     # --- whether the store has it ----------------------------------------------------------------
 
@@ -402,6 +398,7 @@ class Trainer:
         if self._checked_us is not None and now_us - self._checked_us < self._options.marks_interval_us:
             return
         self._checked_us = now_us
+        self._see_sent(out)
         self._fill(self._partition.marks()[0], self._first, out)
         if self._feed is not None:
             self._feed.check()

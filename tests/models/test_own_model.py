@@ -37,7 +37,9 @@ def test_it_trains_from_its_text() -> None:
     rows = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     ones = np.ones((2, 1), np.float32)
     bias = {"bias": np.full(1, 0.5, np.float32)}
-    result = model.train_step(encoded, lookup, {"pair": rows}, bias, Targets(ones, 0 * ones), 2)
+    result = model.train_step(
+        model.prepare(encoded, lookup, {"pair": rows}, bias), Targets(ones, 0 * ones), 2
+    )
     user, item = (rows[lookup.inverse[:, place]] for place in (0, 1))
     expected = 1 / (1 + np.exp(-(user * item).sum(1) - 0.5))
     assert result.probabilities[:, 0] == pytest.approx(expected, abs=1e-5)

@@ -86,7 +86,9 @@ def test_the_scorer_answers_what_the_training_store_says(
         lookup = distinct(encoded)
         pulled, dense = store.pull(model.wanted(lookup))
         positive = rng.integers(0, 2, (rows, 2)).astype(np.float32)
-        step = model.train_step(encoded, lookup, pulled, dense, Targets(positive, 1 - positive), rows)
+        step = model.train_step(
+            model.prepare(encoded, lookup, pulled, dense), Targets(positive, 1 - positive), rows
+        )
         range_ = LogRange("examples", "log", 0, Position(offset), Position(offset + rows))
         pushes = {name: TablePush(lookup.ids, g, lookup.counts) for name, g in step.row_gradients.items()}
         store.push(range_, pushes, step.dense_gradients, 0)
