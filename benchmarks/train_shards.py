@@ -130,6 +130,7 @@ def main(arguments: list[str]) -> None:
     made = generate((TURNS_MAX * rows) + ELEMENT_ROWS, seed=10 + partition)
     elements = made.elements(ELEMENT_ROWS, partition)
     trainer.accept(next(elements))  # compiles the step
+    trainer.flush(0)
     print("ready", flush=True)
     for _ in sys.stdin:
         for element in itertools.islice(elements, rows // ELEMENT_ROWS):
