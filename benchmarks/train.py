@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--quick", action="store_true", help=f"batches of {BATCH} alone, less time for each figure"
     )
     parser.add_argument("--json", action="store_true", help="the figures behind the ratios go to stderr")
-    parser.add_argument("--seconds", type=float, help="for each figure of each contender; default 6, quick .6")
+    parser.add_argument(
+        "--seconds", type=float, help="for each figure of each contender; default 6, quick .6"
+    )
     given = parser.parse_args(arguments)
 
     def say(line: str) -> None:
