@@ -143,6 +143,10 @@ class MarkMismatch(StoreError):
         return (type(self), (str(self), self.marks))
 
 
+class StaleRows(StoreError):
+    """Since the rows of a push were read, a shard has applied more other pushes than may be missed. Read them anew."""
+
+
 class NonFiniteGradient(StoreError):
     """A gradient holds NaN or infinity. The push was refused whole."""
 

@@ -195,11 +195,43 @@ class TablePush:
 AnyPush = TablePush | CounterPush | RecentPush
 
 
+class Pulled(NamedTuple):
+    """What :meth:`Store.pull` found.
+
+    Attributes:
+        rows: table name -> (n, dim) float32.
+        dense: parameter name -> value.
+        clock: how many pushes with gradients each shard had applied; -1: nothing was read from it.
+    """
+
+    rows: dict[str, Floats]
+    dense: dict[str, Floats]
+    clock: tuple[int, ...]
+
+
+class ReadAt(NamedTuple):
+    """When the rows were read that the gradients of a push are of.
+
+    Attributes:
+        clock: as :class:`Pulled` has it.
+        staleness_max: pushes of others that each shard may have applied since; None: as many as there are.
+    """
+
+    clock: tuple[int, ...]
+    staleness_max: int | None = None
+
+
 class PushAnswer(NamedTuple):
-    """Of the store's buckets, how many took the range now and how many had it already."""
+    """Of the store's buckets, how many took the range now and how many had it already.
+
+    Attributes:
+        staleness: pushes with gradients that the shard applied between the reading of the rows and this one, the most
+            of any shard that took it; 0 where it was not told when they were read.
+    """
 
     applied: int
     skipped: int
+    staleness: int = 0
 
 
 class Version(NamedTuple):
@@ -282,7 +314,7 @@ class Store(Protocol):
         """All dense parameters."""
         ...
 
-    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def pull(self, ids: Mapping[str, Ids]) -> Pulled:
         """:meth:`lookup` and :meth:`dense` in one round trip: what a training step needs."""
         ...
 
@@ -302,6 +334,7 @@ class Store(Protocol):
         tables: Mapping[str, AnyPush],
         dense: Mapping[str, Floats],
         event_time_us: int,
+        read: ReadAt | None = None,
     ) -> PushAnswer:
         """Apply the gradients of a range, exactly once.
 
@@ -314,10 +347,13 @@ class Store(Protocol):
             dense: parameter name -> float32 gradient of its shape; one that is left out stays as it is.
             event_time_us: the newest event time in the range, microseconds since the epoch; what expires
                 goes by the newest one of all pushes.
+            read: when the rows were read; default: not told, and never too long ago.
 
         Raises:
             LogNotOpened, WrongIncarnation, UnknownTable, BadShape, NonFiniteGradient, MarkMismatch.
                 These mean: nothing was applied.
+            StaleRows: nothing was applied; of a store in shards: by those that have applied too much since. The others
+                took the range, and will skip it when it comes with gradients of fresh rows.
         """
         ...
 

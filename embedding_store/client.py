@@ -21,7 +21,9 @@ from cuckooflow.embedding_store.api import (
     Delta,
     Floats,
     Ids,
+    Pulled,
     PushAnswer,
+    ReadAt,
     Store,
     StoreConfig,
     Version,
@@ -127,10 +129,10 @@ class StoreClient:
         """All dense parameters."""
         return unkeyed("dense", self._call("dense")[1])
 
-    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def pull(self, ids: Mapping[str, Ids]) -> Pulled:
         """Rows and all dense parameters, of one moment."""
-        arrays = self._call("pull", {}, keyed("ids", ids))[1]
-        return unkeyed("rows", arrays), unkeyed("dense", arrays)
+        head, arrays = self._call("pull", {}, keyed("ids", ids))
+        return Pulled(unkeyed("rows", arrays), unkeyed("dense", arrays), tuple(head["clock"]))
 
     def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
         """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`."""
@@ -142,9 +144,10 @@ class StoreClient:
         tables: Mapping[str, AnyPush],
         dense: Mapping[str, Floats],
         event_time_us: int,
+        read: ReadAt | None = None,
     ) -> PushAnswer:
         """See :meth:`~cuckooflow.embedding_store.api.Store.push`."""
-        head, arrays = pack_push(range_, tables, dense, event_time_us)
+        head, arrays = pack_push(range_, tables, dense, event_time_us, read)
         return pushed_answer(self._call("push", head, arrays)[0])
 
     def marks(self, log: str) -> dict[int, tuple[Position, ...]]:

@@ -36,7 +36,9 @@ from cuckooflow.embedding_store.api import (
     Delta,
     Floats,
     Ids,
+    Pulled,
     PushAnswer,
+    ReadAt,
     StoreConfig,
     Version,
 )
@@ -49,6 +51,7 @@ from cuckooflow.embedding_store.shard_layout import Dealt, Layout, of_places
 from cuckooflow.embedding_store.shard_merging import joined, lowest, summed
 from cuckooflow.embedding_store.shards import Shard
 from cuckooflow.errors import (
+    BadShape,
     ConfigDiffers,
     CuckooflowError,
     FullDeltaNeeded,
@@ -138,7 +141,7 @@ class ShardedClient:
         owners = [i for i, owned in enumerate(layout.owned) if owned.dense]
         return layout.in_order(_merged(self._on(owners, lambda _, client: client.dense()).values()))
 
-    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def pull(self, ids: Mapping[str, Ids]) -> Pulled:
         """Rows and all dense parameters; those of one shard are of one moment."""
         layout, dealt = self._known(), self._deal(ids)
         asked = [
@@ -147,8 +150,9 @@ class ShardedClient:
             if owned.dense or any(len(of.ids[i]) for of in dealt.values())
         ]
         answers = self._on(asked, lambda i, client: client.pull(_of_shard(dealt, i)))
-        rows = self._gathered(dealt, {i: answer[0] for i, answer in answers.items()})
-        return rows, layout.in_order(_merged(dense for _, dense in answers.values()))
+        rows = self._gathered(dealt, {i: answer.rows for i, answer in answers.items()})
+        clock = tuple(answers[i].clock[0] if i in answers else -1 for i in range(self._of))
+        return Pulled(rows, layout.in_order(_merged(answer.dense for answer in answers.values())), clock)
 
     def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
         """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`; rows of one shard are of one moment."""
@@ -174,26 +178,34 @@ class ShardedClient:
         tables: Mapping[str, AnyPush],
         dense: Mapping[str, Floats],
         event_time_us: int,
+        read: ReadAt | None = None,
     ) -> PushAnswer:
         """See :meth:`~cuckooflow.embedding_store.api.Store.push`; buckets are counted over all shards.
 
         A :class:`~cuckooflow.errors.MarkMismatch` holds the distinct marks of all shards that refused; the
-        others have taken the range, or had it. After any other error of some shard it may have been taken by
-        some as well: push it again, from :meth:`marks`.
+        others have taken the range, or had it. So it is with a :class:`~cuckooflow.errors.StaleRows`. After any other
+        error of some shard it may have been taken by some as well: push it again, from :meth:`marks`.
         """
         layout = self._known()
         range_, event_time_us = checked_range(range_), checked_event_time(event_time_us)
         layout.checker.prepare(tables, dense)
+        if read is not None and len(read.clock) != self._of:
+            raise BadShape(f"expected the clock of {self._of} shards, received {read.clock}")
         dealt = self._deal({name: push.ids for name, push in tables.items()})
 
         def send(i: int, client: StoreClient) -> PushAnswer:
             own = {
                 name: of_places(tables[name], of.places[i]) for name, of in dealt.items() if len(of.ids[i])
             }
-            return client.push(range_, own, layout.owned[i].own_dense(dense), event_time_us)
+            own_read = None if read is None else read._replace(clock=(read.clock[i],))
+            return client.push(range_, own, layout.owned[i].own_dense(dense), event_time_us, own_read)
 
         answers = self._on(range(self._of), send).values()
-        return PushAnswer(sum(a.applied for a in answers), sum(a.skipped for a in answers))
+        return PushAnswer(
+            sum(a.applied for a in answers),
+            sum(a.skipped for a in answers),
+            max(a.staleness for a in answers),
+        )
 
     def marks(self, log: str) -> dict[int, tuple[Position, ...]]:
         """Partition -> the distinct marks over all shards, ascending; only what every shard has opened."""

@@ -17,9 +17,12 @@ from cuckooflow.embedding_store.api import (
     Delta,
     Floats,
     Ids,
+    Pulled,
     PushAnswer,
+    ReadAt,
     StoreConfig,
     TableDelta,
+    TablePush,
     Version,
 )
 from cuckooflow.embedding_store.checkpoint import read_newest, write_checkpoint
@@ -34,7 +37,7 @@ from cuckooflow.embedding_store.native_core import NativeCore
 from cuckooflow.embedding_store.range_checks import checked_event_time, checked_range, checked_starts
 from cuckooflow.embedding_store.row_images import table_rows, table_states
 from cuckooflow.embedding_store.shards import WHOLE, Ownership, Shard
-from cuckooflow.errors import CheckpointNotFound, StoreError, WrongIncarnation
+from cuckooflow.errors import BadShape, CheckpointNotFound, StaleRows, StoreError, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, Position
 
 log = logging.getLogger(__name__)
@@ -68,9 +71,9 @@ class EmbeddedStore:
     >>> push = TablePush(ids, np.ones((2, 2), np.float32))
     >>> first_message = LogRange("examples", "made-once", 0, Position(0), Position(1))
     >>> store.push(first_message, {"user": push}, {}, event_time_us=0)
-    PushAnswer(applied=64, skipped=0)
+    PushAnswer(applied=64, skipped=0, staleness=0)
     >>> store.push(first_message, {"user": push}, {}, event_time_us=0)
-    PushAnswer(applied=0, skipped=64)
+    PushAnswer(applied=0, skipped=64, staleness=0)
     >>> bool((store.lookup({"user": ids})["user"] < 0).all())
     True
     """
@@ -168,6 +171,7 @@ class EmbeddedStore:
         self._pushes_applied: int = body.get("pushes_applied", 0)
         self._follow(_DEFAULT_POLICY)
         self._newest: Link | None = body.get("link")
+        self._clock = 0
         self._changes = 0
         self._changes_in_checkpoint = 0 if body else -1
         # Pushes, marks and consumers; lookups take the core's own lock only.
@@ -229,11 +233,12 @@ class EmbeddedStore:
         """All dense parameters; of a shard, its own."""
         return self._owned.own_dense(self._core.lookup({}, with_dense=True)[1])
 
-    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    def pull(self, ids: Mapping[str, Ids]) -> Pulled:
         """Rows and all dense parameters, of one moment."""
+        clock = self._clock  # before: a push in between counts as missed, whether these rows have it or not
         rows, dense, _ = self._core.lookup(ids, with_dense=True)
         self._owned.check_ids(ids)
-        return rows, self._owned.own_dense(dense)
+        return Pulled(rows, self._owned.own_dense(dense), (clock,))
 
     def lookup_at(self, ids: Mapping[str, Ids], as_of_us: AsOf = None, with_dense: bool = False) -> RowsAt:
         """See :meth:`~cuckooflow.embedding_store.api.Store.lookup_at`."""
@@ -247,6 +252,7 @@ class EmbeddedStore:
         tables: Mapping[str, AnyPush],
         dense: Mapping[str, Floats],
         event_time_us: int,
+        read: ReadAt | None = None,
     ) -> PushAnswer:
         """See :meth:`~cuckooflow.embedding_store.api.Store.push`."""
         range_, event_time_us = checked_range(range_), checked_event_time(event_time_us)
@@ -257,14 +263,31 @@ class EmbeddedStore:
         with self._lock:
             mask = self._marks.plan(range_)
             applied = int(np.count_nonzero(mask))
+            missed = self._missed(read) if applied else 0
             if applied:
                 # An empty push too: it moves the clock.
                 prepared.apply(self._core.raw, self._owned.over_all(mask), event_time_us)
                 self._marks.advance(range_, mask)
                 self._event_time_us = max(event_time_us, self._event_time_us or event_time_us)
                 self._pushes_applied += 1
+                self._clock += bool(dense) or any(isinstance(push, TablePush) for push in tables.values())
                 self._changes += 1
-        return PushAnswer(applied, self._owned.buckets - applied)
+        return PushAnswer(applied, self._owned.buckets - applied, missed)
+
+    def _missed(self, read: ReadAt | None) -> int:
+        """Pushes since the rows were read."""
+        if read is None or read.clock == (-1,):
+            return 0
+        if len(read.clock) != 1:
+            raise BadShape(f"expected the clock of one shard, received {read.clock}")
+        (clock,) = read.clock
+        missed = max(0, self._clock - clock)  # a store that was restored since counts anew
+        if read.staleness_max is not None and missed > read.staleness_max:
+            raise StaleRows(
+                f"expected rows that miss at most {read.staleness_max} pushes, received gradients of rows that miss "
+                f"{missed}. Pull them anew."
+            )
+        return missed
 
     def marks(self, log: str) -> dict[int, tuple[Position, ...]]:
         """Partition -> the distinct marks over the buckets, ascending. Empty for an unopened log."""

@@ -11,6 +11,7 @@ from cuckooflow.embedding_store.api import (
     Floats,
     Ids,
     PushAnswer,
+    ReadAt,
     Store,
     TableDelta,
     Version,
@@ -46,7 +47,11 @@ Message = tuple[dict[str, Any], dict[str, Array]]
 
 
 def pack_push(
-    range_: LogRange, tables: Mapping[str, AnyPush], dense: Mapping[str, Floats], event_time_us: int
+    range_: LogRange,
+    tables: Mapping[str, AnyPush],
+    dense: Mapping[str, Floats],
+    event_time_us: int,
+    read: ReadAt | None = None,
 ) -> Message:
     """A push as a message.
 
@@ -61,18 +66,21 @@ def pack_push(
         "first": _pair(range_.first),
         "last": _pair(range_.last),
         "event_time_us": checked_event_time(event_time_us),
+        "read": None if read is None else [list(read.clock), read.staleness_max],
     }
     return head, {**pack_tables(tables), **keyed("dense", dense)}
 
 
 def unpack_push(
     head: dict[str, Any], arrays: dict[str, Array]
-) -> tuple[LogRange, dict[str, AnyPush], dict[str, Floats], int]:
+) -> tuple[LogRange, dict[str, AnyPush], dict[str, Floats], int, ReadAt | None]:
     """What :func:`pack_push` packed."""
     range_ = LogRange(
         head["log"], head["incarnation"], head["partition"], Position(*head["first"]), Position(*head["last"])
     )
-    return range_, unpack_tables(arrays), unkeyed("dense", arrays), head["event_time_us"]
+    told = head["read"]
+    read = None if told is None else ReadAt(tuple(told[0]), told[1])
+    return range_, unpack_tables(arrays), unkeyed("dense", arrays), head["event_time_us"], read
 
 
 def pack_delta(delta: Delta) -> Message:
@@ -128,8 +136,8 @@ def _ids(arrays: dict[str, Array]) -> dict[str, Ids]:
 
 
 def _pull(store: ServedStore, _: dict[str, Any], arrays: dict[str, Array]) -> Message:
-    rows, dense = store.pull(_ids(arrays))
-    return {}, {**keyed("rows", rows), **keyed("dense", dense)}
+    rows, dense, clock = store.pull(_ids(arrays))
+    return {"clock": list(clock)}, {**keyed("rows", rows), **keyed("dense", dense)}
 
 
 def _push(store: ServedStore, head: dict[str, Any], arrays: dict[str, Array]) -> Message:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cuckooflow.embedding_store.api import DenseConfig, Floats, Ids, TableConfig
+from cuckooflow.embedding_store.api import DenseConfig, Floats, Ids, Pulled, TableConfig
 from cuckooflow.embedding_store.distinct import Fields, Lookup, aligned
 from cuckooflow.embedding_store.distinct import distinct as distinct_ids
 from cuckooflow.models.encoding import Encoded, Encoder
@@ -35,7 +35,7 @@ from cuckooflow.models.streaming import LookupAt, Streaming
 Axis = tuple[tuple[str | int, ...], ...]
 
 #: Given ids for each table, the rows for each table and all dense parameters: ``Store.pull``.
-Pull = Callable[[Mapping[str, Ids]], tuple[Mapping[str, Floats], Mapping[str, Floats]]]
+Pull = Callable[[Mapping[str, Ids]], tuple[Mapping[str, Floats], Mapping[str, Floats]] | Pulled]
 
 
 def distinct(encoded: Encoded) -> Lookup:
@@ -101,11 +101,13 @@ class Prepared:
         lookup: their distinct ids.
         fields: how their places are pooled.
         tensors: their numbers, the dense parameters as one, each table's pooled rows.
+        clock: of the store, where the parameters were pulled from one.
     """
 
     lookup: Lookup
     fields: Fields
     tensors: tuple[Any, ...]
+    clock: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -394,6 +396,6 @@ def predict_batch(
         batch = model.streaming.served(batch, lookup_at)
     encoded = model.encode(batch)
     lookup = distinct(encoded)
-    rows, dense = pull(model.wanted(lookup))
+    rows, dense = pull(model.wanted(lookup))[:2]
     probabilities = model.predict(encoded, lookup, rows, dense)
     return {label: probabilities[:, k] for k, label in enumerate(model.labels)}

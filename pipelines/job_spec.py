@@ -34,6 +34,7 @@ from cuckooflow.transforms.columns import Column
 from cuckooflow.transforms.files_address import FilesAddress
 from cuckooflow.transforms.join_options import LabelValue
 from cuckooflow.transforms.message_format import Kind
+from cuckooflow.transforms.training_options import ONE_BEHIND
 from cuckooflow.transforms.training_rows import LateMode
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
@@ -196,6 +197,9 @@ class TrainingSpec(Section):
             is missing from the figures, never from the model.
         overlap: while a batch computes, push the one before it and fetch the next one's rows; default false. Hides the
             store's time, where it is remote or batches are large; the rows are then one batch older.
+        staleness_max: pushes of other batches that a shard of the store may have applied since a batch's rows were read
+            from it; default: as many as there are. A batch that missed more is computed anew from fresh rows. Costs these
+            steps, the more the more trainers there are; 1 or more with ``overlap``.
         counting: also count every feature id in the table ``_count``, for checks by equality.
         late: what becomes of a positive that comes after its impression was given out as a negative, within the
             join's ``late_horizon``. ``ignore`` (default): it goes to the log ``late`` and is not trained.
@@ -215,6 +219,7 @@ class TrainingSpec(Section):
     metrics_window: DurationUs = Field(default=3_600_000_000, ge=1_000_000)
     metrics_interval: DurationUs = Field(default=2_000_000, ge=0)
     overlap: bool = False
+    staleness_max: int | None = Field(default=None, ge=0)
     counting: bool = False
     late: LateMode = "ignore"
     late_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
@@ -222,6 +227,8 @@ class TrainingSpec(Section):
 
     @model_validator(mode="after")
     def _share_of_weights(self) -> TrainingSpec:
+        if self.overlap and self.staleness_max == 0:
+            raise ValueError(ONE_BEHIND)
         if self.late_share and self.late != "weights":
             raise ValueError(f"late_share only with late: weights, received late: {self.late}")
         return self

@@ -61,6 +61,7 @@ def training_options(job: JobSpec) -> TrainingOptions:
         max_delay_us=training.max_delay,
         counting=training.counting,
         overlap=training.overlap,
+        staleness_max=training.staleness_max,
         metrics_window_us=training.metrics_window,
         metrics_interval_us=training.metrics_interval,
         lag_us=least_lag(job.labels, job.snapshots) if training.lag is None else training.lag,

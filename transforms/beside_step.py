@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cuckooflow.embedding_store.api import PushAnswer, Store
 from cuckooflow.logs.contract import Position
@@ -115,5 +115,6 @@ class BesideStep:
 
     def _pull(self, rows: TrainingRows) -> Prepared:
         lookup = distinct(rows.encoded)
-        tables, dense = self._store.pull(self._model.wanted(lookup))
-        return self._model.prepare(rows.encoded, lookup, tables, dense)
+        pulled = self._store.pull(self._model.wanted(lookup))
+        prepared = self._model.prepare(rows.encoded, lookup, pulled.rows, pulled.dense)
+        return replace(prepared, clock=pulled.clock)

@@ -1,4 +1,4 @@
-"""Every metric of the join pipeline: its name, what it counts, and in which unit.
+"""Every metric of the pipelines: its name, what it counts, and in which unit.
 
 All are Beam counters or gauges in the namespace :data:`NAMESPACE`; there is no distribution, as Flink's Prometheus
 reporter shows 0 for those of Beam. A *counter* says what the present run of a task has done: it begins at 0 with
@@ -160,6 +160,29 @@ _OF_SINKS = (
     ),
     Metric("dead_letters_{reason}", "counter", "rows", "dead letters written, by reason"),
 )
+#: Names that a trainer counts by.
+STEPS, STALENESS, STEPS_STALE = "training_steps", "training_staleness_pushes", "training_steps_stale"
+_OF_TRAINING = (
+    Metric(
+        "rows_trained", "counter", "rows", "trained, each once however often a restored store learns it again"
+    ),
+    Metric(
+        "training_dead_letters", "counter", "rows", "that could not be encoded, or made no finite gradient"
+    ),
+    Metric(STEPS, "counter", "steps", "that the store took"),
+    Metric(
+        STALENESS,
+        "counter",
+        "pushes",
+        "of others that these steps' rows missed, the most of any shard; over training_steps: the mean staleness",
+    ),
+    Metric(
+        STEPS_STALE,
+        "counter",
+        "steps",
+        "refused because their rows missed more than `training.staleness_max`, and computed anew",
+    ),
+)
 _OF_BALANCES = (
     Metric(
         "balance_{stage}_records",
@@ -189,7 +212,7 @@ _OF_BALANCES = (
 )
 
 #: All of them.
-METRICS: tuple[Metric, ...] = (*_OF_SOURCE, *_OF_JOIN, *_OF_SINKS, *_OF_BALANCES)
+METRICS: tuple[Metric, ...] = (*_OF_SOURCE, *_OF_JOIN, *_OF_SINKS, *_OF_TRAINING, *_OF_BALANCES)
 
 
 def known(name: str, metrics: Iterable[Metric] = METRICS) -> Metric | None:

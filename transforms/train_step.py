@@ -20,7 +20,6 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow
@@ -35,6 +34,8 @@ from cuckooflow.models.registry import build_model
 from cuckooflow.models.spec import ModelSpec
 from cuckooflow.transforms import coders as coders  # registers the RecordBatch coder
 from cuckooflow.transforms.log_again import RangeReader
+from cuckooflow.transforms.metric_names import STALENESS, STEPS, STEPS_STALE
+from cuckooflow.transforms.metrics import count
 from cuckooflow.transforms.ranges import read_range_header
 from cuckooflow.transforms.state_sizes import size_flat_state_directly
 from cuckooflow.transforms.trainer import Trainer
@@ -177,8 +178,6 @@ class _TrainFn(beam.DoFn):
         self._config = config
         self._run_id = run_id
         self._version = version
-        self._trained = Metrics.counter("cuckooflow", "rows_trained")
-        self._dead = Metrics.counter("cuckooflow", "training_dead_letters")
 
     def setup(self) -> None:
         size_flat_state_directly()
@@ -234,8 +233,13 @@ class _TrainFn(beam.DoFn):
             yield from self._tagged(out)
 
     def _tagged(self, out: Output) -> Iterator[Any]:
-        self._trained.inc(sum(tick.rows for tick in out.ticks))
-        self._dead.inc(sum(batch.num_rows for batch in out.dead))
+        count(
+            {
+                "rows_trained": sum(tick.rows for tick in out.ticks),
+                "training_dead_letters": sum(batch.num_rows for batch in out.dead),
+                **{name: out.counted[name] for name in (STEPS, STALENESS, STEPS_STALE)},
+            }
+        )
         tagged: tuple[tuple[str, Sequence[Any]], ...] = (
             (TICKS, out.ticks),
             (METRICS, out.metrics),

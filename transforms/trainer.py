@@ -7,6 +7,7 @@ the store answers leads to every range being applied once:
 - it stands inside the range: the range is cut there and sent again in pieces;
 - it stands before the range (it was restored): what is missing is read from the log again and trained first;
 - it stands past the range (the runner repeated a bundle, another trainer was faster): nothing happens;
+- it has applied too much since the rows were read (``staleness_max``): the step is computed anew;
 - a gradient is not finite: the rows become dead letters and the range is pushed empty.
 
 A runner may bring elements in another order than the source made them: one that comes too early is held for
@@ -27,8 +28,8 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from cuckooflow.embedding_store.api import Floats, PushAnswer, Store, TablePush
-from cuckooflow.errors import MarkMismatch, NonFiniteGradient, SpecError
+from cuckooflow.embedding_store.api import Floats, PushAnswer, ReadAt, Store, TablePush
+from cuckooflow.errors import MarkMismatch, NonFiniteGradient, SpecError, StaleRows, StoreError
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.models.base import Model, StepResult
 from cuckooflow.models.registry import COUNT_TABLE
@@ -37,6 +38,7 @@ from cuckooflow.transforms.feature_feed import FeatureFeed
 from cuckooflow.transforms.held_elements import HeldElements
 from cuckooflow.transforms.log_again import LogAgain, RangeReader
 from cuckooflow.transforms.log_rows import Piece, positions, rows_before
+from cuckooflow.transforms.metric_names import STALENESS, STEPS, STEPS_STALE
 from cuckooflow.transforms.ranges import RangeHeader, read_range_header
 from cuckooflow.transforms.store_partition import StorePartition
 from cuckooflow.transforms.training_options import TrainingOptions
@@ -338,6 +340,9 @@ class Trainer:
             return
         try:
             answer = sent.answer.result()
+        except StaleRows:
+            out.counted[STEPS_STALE] += 1
+            self._train(sent.piece, out)
         except (MarkMismatch, NonFiniteGradient):
             self._train(sent.piece, out)
         else:
@@ -348,16 +353,37 @@ class Trainer:
         if rows is None or not len(rows):
             self._store.push(range_, {}, {}, self._report.event_time_us or 0)
             return
-        result = self._compute(piece, rows, following)
         try:
-            if self._before_push is not None and result.finite():
-                self._before_push(rows, result.probabilities)
-            answer = self._send(piece, rows, result)
+            result, answer = self._step_and_send(piece, rows, out, following)
         except NonFiniteGradient as error:
             self._store.push(range_, {}, {}, int(rows.times_us.max()))
             out.dead.append(dead_rows(rows.batches, range_, GRADIENT_NOT_FINITE, str(error)))
             return
         self._learn(rows, result, answer, out)
+
+    def _step_and_send(
+        self,
+        piece: Piece[TrainingRows],
+        rows: TrainingRows,
+        out: Output,
+        following: Piece[TrainingRows] | None,
+    ) -> tuple[StepResult, PushAnswer]:
+        """One step, anew from fresh rows for as long as too many others come in between."""
+        for _ in range(self._options.push_attempts_max):
+            result = self._compute(piece, rows, following)
+            following = None
+            if self._before_push is not None and result.finite():
+                self._before_push(rows, result.probabilities)
+            try:
+                return result, self._send(piece, rows, result)
+            except StaleRows as stale:
+                out.counted[STEPS_STALE] += 1
+                refused = stale
+        raise StoreError(
+            f"expected the store to take {self._partition.range(piece.first, piece.last)} within "
+            f"{self._options.push_attempts_max} attempts, received {refused}; raise training.staleness_max, or run fewer "
+            "trainers"
+        ) from refused
 
     def _compute(
         self, piece: Piece[TrainingRows], rows: TrainingRows, following: Piece[TrainingRows] | None
@@ -371,10 +397,13 @@ class Trainer:
             raise NonFiniteGradient("expected finite gradients, received NaN or infinity")
         range_ = self._partition.range(piece.first, piece.last)
         gradients = self._gradients(result)
-        return self._store.push(range_, gradients, result.dense_gradients, int(rows.times_us.max()))
+        read = ReadAt(result.prepared.clock, self._options.staleness_max)
+        return self._store.push(range_, gradients, result.dense_gradients, int(rows.times_us.max()), read)
 
     def _learn(self, rows: TrainingRows, result: StepResult, answer: PushAnswer, out: Output) -> None:
         if answer.applied:
+            out.counted[STEPS] += 1
+            out.counted[STALENESS] += answer.staleness
             self._report.learned(rows, result.probabilities, out)
 
     def _gradients(self, result: StepResult) -> dict[str, TablePush]:

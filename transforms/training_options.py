@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: Why these two do not go together.
+ONE_BEHIND = "with overlap the rows of a batch miss the push before it: expected staleness_max of 1 or more, received 0"
 
 
 class TrainingOptions(BaseModel):
@@ -16,6 +19,9 @@ class TrainingOptions(BaseModel):
         counting: keep exact counts of every feature id's occurrences; default off. Costs a table.
         overlap: while a batch computes, push the one before it and fetch the next one's rows; default off. Hides the
             store's time; the rows are then one batch older. Costs a thread.
+        staleness_max: pushes of other batches that a shard may have applied since a batch's rows were read from it;
+            default none: as many as there are. A batch that missed more is computed anew from fresh rows, where shards
+            refused it. Costs these steps; the more trainers, the more of them.
         marks_interval_us: how often the store is asked where it stands, microseconds, default 5 s: so
             long may a restored store stay behind. Also asked before a bounded input is called finished.
         metrics_window_us: width of an event-time window of the progressive figures, default 1 h.
@@ -28,7 +34,8 @@ class TrainingOptions(BaseModel):
         pending_rows_max: rows that may wait so, default 4 million, at some 100 to 300 bytes each; past it training
             stops with :class:`~cuckooflow.errors.PendingTooMany`.
         push_attempts_max: pushes of a range that may be refused in a row before the step gives up;
-            default 64. Every refusal says where to cut, so more means that another trainer races.
+            default 64. Every refusal says where to cut, so more means that another trainer races, or that
+            ``staleness_max`` is too low for so many trainers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +44,7 @@ class TrainingOptions(BaseModel):
     max_delay_us: int = Field(default=2_000_000, ge=0)
     counting: bool = False
     overlap: bool = False
+    staleness_max: int | None = Field(default=None, ge=0)
     marks_interval_us: int = Field(default=5_000_000, ge=0)
     metrics_window_us: int = Field(default=3_600_000_000, ge=1_000_000)
     metrics_interval_us: int = Field(default=2_000_000, ge=0)
@@ -45,3 +53,9 @@ class TrainingOptions(BaseModel):
     lag_us: int = Field(default=60_000_000, ge=1)
     pending_rows_max: int = Field(default=4_000_000, ge=1)
     push_attempts_max: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _one_behind(self) -> TrainingOptions:
+        if self.overlap and self.staleness_max == 0:
+            raise ValueError(ONE_BEHIND)
+        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,7 @@ class Output:
             ``partition``, ``label``, ``window_start_us``, ``window_us``, ``polled_us`` and ``position``
             (up to where it was trained).
         dead: batches of dead letters.
+        counted: name of a counter of :mod:`~cuckooflow.transforms.metric_names` -> by how much it moved.
         predictions: batches of ``_offset``, ``_row``, ``_time`` and for each label ``label_<name>`` and
             ``p_<name>`` (float32, before learning, of the sampled stream), where they are asked for.
     """
@@ -70,6 +72,7 @@ class Output:
     ticks: list[Tick] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     dead: list[pa.RecordBatch] = field(default_factory=list)
+    counted: Counter[str] = field(default_factory=Counter)
     predictions: list[pa.RecordBatch] = field(default_factory=list)
 
 

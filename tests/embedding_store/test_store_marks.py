@@ -49,12 +49,12 @@ def total(store) -> float:
 
 
 def test_applied_once_then_skipped(store):
-    for answer, sum_ in (((64, 0), 100), ((0, 64), 100)):
+    for answer, sum_ in (((64, 0, 0), 100), ((0, 64, 0), 100)):
         assert store.push(span((10, 2), (12, 0)), minus_ones(), {}, 0) == answer
         assert total(store) == sum_
     assert store.marks("examples") == {0: (Position(12, 0),), 3: (Position(0, 0),)}
     # A shorter repeat lies behind the marks as well.
-    assert store.push(span((10, 2), (11, 5)), minus_ones(), {}, 0) == (0, 64)
+    assert store.push(span((10, 2), (11, 5)), minus_ones(), {}, 0) == (0, 64, 0)
     assert total(store) == 100
 
 
@@ -71,12 +71,12 @@ def test_a_range_that_begins_elsewhere_is_refused_whole(store, first):
 
 
 def test_an_empty_push_moves_the_marks(store):
-    assert store.push(span((10, 2), (50, 0)), {}, {}, 0) == (64, 0)
+    assert store.push(span((10, 2), (50, 0)), {}, {}, 0) == (64, 0, 0)
     assert store.marks("examples")[0] == (Position(50, 0),)
 
 
 def test_an_empty_range_applies_nothing(store):
-    assert store.push(span((10, 2), (10, 2)), minus_ones(), {}, 0) == (0, 64)
+    assert store.push(span((10, 2), (10, 2)), minus_ones(), {}, 0) == (0, 64, 0)
     assert total(store) == 0
 
 
@@ -199,7 +199,7 @@ def test_threads_of_different_partitions_lose_nothing(feeder):
         try:
             for _ in range(100):
                 feed.push(minus_ones(), {"w": np.full(2, -1.0, np.float32)}, partition=partition)
-                rows, dense = store.pull({"t": IDS})
+                rows, dense, _ = store.pull({"t": IDS})
                 # A push is one step: every row has as many updates as every other.
                 assert rows["t"].min() == rows["t"].max() == dense["w"][0]
         except BaseException as error:

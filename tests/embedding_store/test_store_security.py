@@ -494,7 +494,7 @@ def test_stopping_answers_calls_under_way_and_writes_a_checkpoint(tmp_path, monk
         go_on.set()
         pushing.join(60)
     assert not failed
-    assert answers == [(8, 0)]
+    assert answers == [(8, 0, 0)]
     client.close()
     again = EmbeddedStore.restore(tmp_path)
     assert again.marks("examples") == {0: (Position(1),)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +12,8 @@ import pytest
 
 from cuckooflow.models.snapshots import list_manifests
 from cuckooflow.pipelines.options import store_addresses
-from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.runners.cluster import LocalCluster
+from tests.pipelines.store_shards import Shards, Wait, store_section
 
 pytestmark = [
     pytest.mark.cluster,
@@ -25,40 +23,9 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-SHARDS = 3
 REQUESTS = 120
 #: For a job until its first rows, or again after a kill: Flink, a worker process and TensorFlow's import.
 BOUND_S = 180
-Wait = Callable[..., None]
-
-
-class Shards:
-    """The store's processes."""
-
-    def __init__(self, films: Any, wait_for: Wait) -> None:
-        self._films, self._wait_for = films, wait_for
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-
-    def start(self, *shards: int) -> None:
-        for shard in shards:
-            words = ("store", "serve", self._films.spec, "--shard", shard, "--of", SHARDS)
-            command = [sys.executable, "-m", "cuckooflow.pipelines.cli", *map(str, words)]
-            self._running[shard] = subprocess.Popen(command)
-        for shard in shards:
-            self._wait_for(store_addresses(self._films.job)[shard].exists, f"shard {shard}'s address")
-
-    def kill(self, *shards: int) -> None:
-        for shard in shards:
-            process = self._running.pop(shard)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            store_addresses(self._films.job)[shard].unlink()
-
-    def end(self) -> None:
-        for process in self._running.values():
-            process.terminate()
-        for process in self._running.values():
-            process.wait()
 
 
 class Training:
@@ -107,15 +74,8 @@ class Training:
 
 @pytest.fixture
 def shards(films: Any, wait_for: Wait) -> Iterator[Shards]:
-    text = films.spec.read_text()
-    assert "store: {checkpoint_interval: 1s, buckets: 8}" in text
     # Checkpoints are rare, so a shard that is killed comes back with next to nothing.
-    text = text.replace(
-        "store: {checkpoint_interval: 1s, buckets: 8}",
-        f"store: {{checkpoint_interval: 1h, buckets: 8, shards: {SHARDS}}}",
-    )
-    films.spec.write_text(text)
-    films.job = load_spec(films.spec)
+    store_section(films, "{checkpoint_interval: 1h, buckets: 8, shards: 3}")
     made = Shards(films, wait_for)
     yield made
     made.end()
@@ -128,7 +88,7 @@ def training(
     films.make_logs()
     made = Training(films, cli, flink, wait_for)
     made.more()
-    shards.start(*range(SHARDS))
+    shards.start(*shards.all)
     made.start()
     made.check(time.monotonic())
     yield made
@@ -163,9 +123,9 @@ def test_each_of_them(training: Training, shards: Shards, flink: LocalCluster) -
     training.check(killed_s)
 
     print("all shards")
-    shards.kill(*range(SHARDS))
+    shards.kill(*shards.all)
     killed_s = time.monotonic()
     training.more()
-    shards.start(*range(SHARDS))
+    shards.start(*shards.all)
     training.check(killed_s)
     assert list_manifests(training.films.job.path(training.films.job.snapshots.dir))[0].kind == "full"

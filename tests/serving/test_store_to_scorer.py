@@ -84,7 +84,7 @@ def test_the_scorer_answers_what_the_training_store_says(
         nonlocal offset
         encoded = model.encode(as_trained(instances(rng, rows)))
         lookup = distinct(encoded)
-        pulled, dense = store.pull(model.wanted(lookup))
+        pulled, dense, _ = store.pull(model.wanted(lookup))
         positive = rng.integers(0, 2, (rows, 2)).astype(np.float32)
         step = model.train_step(
             model.prepare(encoded, lookup, pulled, dense), Targets(positive, 1 - positive), rows

@@ -44,7 +44,7 @@ def test_the_scorer_sees_what_the_trainer_saw(start: Callable[..., str], tmp_pat
     manifest = write_snapshot(tmp_path / "snapshots", delta, info)
     encoded = model.encode(last)
     lookup = distinct(encoded)
-    expected = model.predict(encoded, lookup, *store.pull(model.wanted(lookup)))[:, 0]
+    expected = model.predict(encoded, lookup, *store.pull(model.wanted(lookup))[:2])[:, 0]
     rows = [
         {"user": row["user"], "video": row["video"], "tab": row["tab"], "time": row["_time"] // SECOND}
         for row in last.to_pylist()

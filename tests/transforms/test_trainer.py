@@ -21,9 +21,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuckooflow.embedding_store.api import Ids, PushAnswer, StoreConfig, TablePush
+from cuckooflow.embedding_store.api import Ids, Pulled, PushAnswer, ReadAt, StoreConfig, TablePush
 from cuckooflow.embedding_store.hashing import hash_column
-from cuckooflow.errors import LogNotOpened, MarkMismatch, OffsetOutOfRange, StoreUnavailable, TrainingGap
+from cuckooflow.errors import (
+    LogNotOpened,
+    MarkMismatch,
+    OffsetOutOfRange,
+    StaleRows,
+    StoreError,
+    StoreUnavailable,
+    TrainingGap,
+)
 from cuckooflow.logs.contract import LogRange, Position
 from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.models.features import FeatureSpec
@@ -54,6 +62,7 @@ class PlainStore:
         self.fail_after: int | None = None
         self.pushed: list[LogRange] = []
         self.lock = threading.Lock()
+        self.clock = 0
 
     def open_log(self, log: str, _incarnation: str, starts: Mapping[int, Position]) -> None:
         for partition, start in starts.items():
@@ -63,20 +72,25 @@ class PlainStore:
     def marks(self, log: str) -> dict[int, tuple[Position, ...]]:
         return {p: tuple(sorted(set(marks))) for (name, p), marks in self.logs.items() if name == log}
 
-    def pull(self, ids: Mapping[str, Ids]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def pull(self, ids: Mapping[str, Ids]) -> Pulled:
         dims = {t.name: t.dim for t in self.config.tables}
         rows = {name: np.zeros((len(values), dims[name]), np.float32) for name, values in ids.items()}
         for name, values in ids.items():
             rows[name][[int(i) in self.poisoned for i in values]] = np.nan
-        return rows, {d.name: np.zeros(d.shape, np.float32) for d in self.config.dense}
+        return Pulled(rows, {d.name: np.zeros(d.shape, np.float32) for d in self.config.dense}, (self.clock,))
 
     def push(
-        self, range_: LogRange, tables: Mapping[str, TablePush], _dense: Mapping[str, Any], _time_us: int
+        self,
+        range_: LogRange,
+        tables: Mapping[str, TablePush],
+        _dense: Mapping[str, Any],
+        _time_us: int,
+        read: ReadAt | None = None,
     ) -> PushAnswer:
         with self.lock:
-            return self._push(range_, tables)
+            return self._push(range_, tables, read)
 
-    def _push(self, range_: LogRange, tables: Mapping[str, TablePush]) -> PushAnswer:
+    def _push(self, range_: LogRange, tables: Mapping[str, TablePush], read: ReadAt | None) -> PushAnswer:
         if self.fail_after is not None:
             self.fail_after -= 1
             if self.fail_after < 0:
@@ -87,6 +101,9 @@ class PlainStore:
         if other:
             raise MarkMismatch("cut", other)
         taking = [b for b, mark in enumerate(marks) if mark == range_.first and mark < range_.last]
+        missed = 0 if read is None or not taking else self.clock - read.clock[0]
+        if read is not None and read.staleness_max is not None and missed > read.staleness_max:
+            raise StaleRows("stale")
         for name, push in tables.items():
             for id_, gradient in zip(push.ids.tolist(), push.gradients[:, 0].tolist(), strict=True):
                 if id_ % BUCKETS in taking and name == COUNT_TABLE:
@@ -94,7 +111,8 @@ class PlainStore:
         for b in taking:
             marks[b] = range_.last
         self.pushed.append(range_)
-        return PushAnswer(len(taking), BUCKETS - len(taking))
+        self.clock += 1
+        return PushAnswer(len(taking), BUCKETS - len(taking), missed)
 
     def counts(self) -> Counter[int]:
         total: Counter[int] = Counter()
@@ -297,6 +315,45 @@ def test_a_step_is_told_while_the_store_is_as_it_was(examples: Examples) -> None
         Trainer(store, MODEL, None, TrainingOptions(overlap=True), before_push=before_push)
 
 
+class BusyStore(PlainStore):
+    """Before each of the first pushes another trainer's come in."""
+
+    def __init__(self, config: StoreConfig, others: list[int]) -> None:
+        super().__init__(config)
+        self.others = others
+
+    def push(self, *args: Any) -> PushAnswer:
+        self.clock += self.others.pop(0) if self.others else 0
+        return super().push(*args)
+
+
+def test_a_step_that_missed_too_many_pushes_is_computed_anew(examples: Examples) -> None:
+    store = BusyStore(store_config(MODEL, counting=True), [2, 1, 0, 5, 0])
+    trainer = _trainer(store, examples, staleness_max=1, max_delay_us=3600 * SECOND)
+    out = trainer.accept(next(iter(examples.elements(1000))))
+    assert store.counts() == examples.expected()
+    steps = -(-len(examples.users) // 8)
+    # The first came again with one missed, the third with none.
+    assert out.counted == {"training_steps": steps, "training_staleness_pushes": 1, "training_steps_stale": 2}
+    assert [len(p) for p in out.predictions] == [8] * (steps - 1) + [len(examples.users) - 8 * (steps - 1)]
+
+
+def test_staleness_is_measured_without_a_bound(examples: Examples) -> None:
+    store = BusyStore(store_config(MODEL, counting=True), [2, 1, 0, 5])
+    out = _trainer(store, examples).accept(next(iter(examples.elements(1000))))
+    assert (out.counted["training_staleness_pushes"], out.counted["training_steps_stale"]) == (8, 0)
+
+
+def test_a_bound_that_others_never_let_it_keep_is_named(examples: Examples) -> None:
+    store = BusyStore(store_config(MODEL, counting=True), [1] * 100)
+    trainer = _trainer(store, examples, staleness_max=0, push_attempts_max=5)
+    with pytest.raises(StoreError, match=r"5 attempts, .*staleness_max, or run fewer"):
+        trainer.accept(next(iter(examples.elements(1000))))
+    assert len(store.others) == 95
+    with pytest.raises(ValueError, match="expected staleness_max of 1 or more"):
+        TrainingOptions(overlap=True, staleness_max=0)
+
+
 def test_a_row_waits_no_longer_than_asked(examples: Examples) -> None:
     store = _store()
     trainer = _trainer(store, examples, batch_size=1000, max_delay_us=3 * SECOND)
@@ -334,7 +391,17 @@ def test_whatever_is_killed_every_example_counts_once(
         "batch_size": data.draw(st.integers(1, 20), "batch_size"),
         "max_delay_us": data.draw(st.sampled_from([0, 2 * SECOND, 3600 * SECOND]), "delay"),
         "marks_interval_us": data.draw(st.sampled_from([0, 2 * SECOND, 3600 * SECOND]), "interval"),
-        "overlap": data.draw(st.booleans(), "overlap"),
+        **data.draw(
+            st.sampled_from(
+                [
+                    {"overlap": overlap, "staleness_max": most}
+                    for overlap in (False, True)
+                    for most in (0, 1, None)
+                    if most or most is None or not overlap
+                ]
+            ),
+            "overlap",
+        ),
         "fill_rows_max": data.draw(st.integers(1, 30), "fill"),
     }
     trainers = [_trainer(store, examples, **options)]
