@@ -101,8 +101,7 @@ class Scorer:
             raise BadRequest("log_impressions: this scorer was started without an impressions log")
         request_id = self._request_id(request, served.manifest)
         event_columns = (self._options.request_column, self._options.time_column)
-        times = self._times(request)
-        times_us = [self._options.time_format.to_us(time) for time in times]
+        times, times_us = self._times(request)
         batch = request_batch(request, columns, served.manifest.columns, event_columns, times_us)
         raw, version = _predict(served, batch)
         manifest = served.manifests.get(version, served.manifest)
@@ -126,18 +125,19 @@ class Scorer:
         rate = manifest.sampling_rate if manifest.correction == "log_odds" else 1.0
         return {label: corrected(p, rate) for label, p in raw.items()}
 
-    def _times(self, request: PredictRequest) -> list[object]:
-        """Each row's event time as the log writes it: its own, the request's, or now."""
+    def _times(self, request: PredictRequest) -> tuple[list[object], list[int]]:
+        """Each row's event time, its own, the request's, or now: as the log writes it, and in microseconds."""
         format_ = self._options.time_format
         default = format_.from_us(self._clock_us()) if request.time is None else request.time
         own = request.columns.get(self._options.time_column, ())
-        times = [default if time is None else time for time in own] or [default] * request.num_rows
+        times = [default if time is None else time for time in own] or [default]
+        times_us = []
         for row, time in enumerate(times):
             try:
-                format_.to_us(time)
+                times_us.append(format_.to_us(time))
             except (ValueError, OverflowError) as error:
                 raise BadRequest(f"time of row {row}: {error}") from error
-        return times
+        return (times, times_us) if own else (times * request.num_rows, times_us * request.num_rows)
 
     def _request_id(self, request: PredictRequest, manifest: Manifest) -> object:
         """The request's own id, checked, or a new one, of the type that the log's column has."""

@@ -6,11 +6,13 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cuckooflow.errors import BadRequest
+from cuckooflow.serving import columns as column_decoding
 from cuckooflow.serving.columns import decode_column
 from cuckooflow.serving.request import parse_request, request_batch, response_body
 from cuckooflow.serving.times import TimeFormat
@@ -212,3 +214,38 @@ def test_answers_of_one_label_are_numbers_and_of_several_are_named() -> None:
         "request_id": "r",
     }
     assert json.loads(response_body(two, True, {})) == {"outputs": {"click": [1.0, 0.0], "like": [0.5, 0.25]}}
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(1 << 65), 1 << 65),
+    st.integers(-5, 5),
+    st.floats(),
+    st.floats(width=32),
+    st.sampled_from([1e39, -1e39, 3.4028235e38, 1 << 53, (1 << 53) + 1, "\ud800", "", "7"]),
+    st.text(max_size=3),
+    st.lists(st.integers(-3, 3), max_size=2),
+)
+
+
+@given(
+    kind=st.sampled_from(["string", "int64", "uint64", "float32", "float64", "bool", "list<int64>"]),
+    data=st.data(),
+)
+def test_columns_made_at_once_are_those_made_value_by_value(kind: str, data: st.DataObject) -> None:
+    some = data.draw(st.sampled_from([SCALARS, st.integers(), st.floats(), st.text(), st.booleans()]))
+    values = data.draw(st.lists(st.one_of(st.none(), some), max_size=4))
+
+    def made() -> object:
+        try:
+            return decode_column("c", kind, values)
+        except BadRequest as error:
+            return str(error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(column_decoding, "_at_once", lambda *_: None)
+        expected = made()
+    found = made()
+    assert type(found) is type(expected)
+    assert found.equals(expected) if isinstance(found, pa.Array) else found == expected
