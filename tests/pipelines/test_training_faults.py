@@ -10,50 +10,17 @@ import pytest
 
 from cuckooflow.pipelines.options import store_addresses
 from tests.pipelines.commands import process
+from tests.pipelines.counted_job import CountedJob
 from tests.pipelines.store_shards import Shards, Wait, store_section
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.deep, pytest.mark.timeout(600)]
-
-REQUESTS = 100
-BOUND_S = 120
-
-
-class Job:
-    """A join that is run for each stretch of events, and what must be counted after it."""
-
-    def __init__(self, films: Any, cli: Callable[..., Any], wait_for: Wait) -> None:
-        self.films, self._cli, self._wait_for = films, cli, wait_for
-        films.make_logs()
-        self._stretch = 0
-
-    def command(self, *words: object) -> None:
-        done = self._cli(*words)
-        assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-
-    def more(self) -> None:
-        """Join another stretch; the examples before it come again, as after a restarted join."""
-        stretch = self.films.events(REQUESTS, seed=self._stretch + 1, first=self._stretch * REQUESTS)
-        self._stretch += 1
-        self.films.append(*stretch)
-        self.command("run", "join", self.films.spec, "--stop-at-end")
-
-    def check(self) -> None:
-        """Every example is counted once."""
-        rows = self.films.rows(self.films.job.logs.examples.path)
-        once = list({(row["request_id"], row["item_id"]): row for row in rows}.values())
-        assert len(once) == 4 * REQUESTS * self._stretch
-        expected = self.films.expected_counts(once)
-        addresses = store_addresses(self.films.job)
-        self._wait_for(
-            lambda: self.films.trained_counts(addresses) == expected, "every example counted once", BOUND_S
-        )
 
 
 def test_a_full_disk_and_then_two_shards_of_what_three_had_unequally(
     films: Any, cli: Callable[..., Any], wait_for: Wait
 ) -> None:
     store_section(films, "{checkpoint_interval: 500ms, buckets: 8, shards: 3}")
-    job, shards = Job(films, cli, wait_for), Shards(films, wait_for)
+    job, shards = CountedJob(films, cli, wait_for), Shards(films, wait_for)
 
     def train_with_a_full_disk() -> None:
         """More examples, of which one shard's checkpoints hold nothing."""
