@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         TrainingOptions(batch_size=given.batch_size),
     )
     if given.features == "streaming":
-        learner = quality.streaming_learner(None, given.batch_size)
+        learner = quality.job_learner(True, None, given.batch_size)
     feed = kuairand.load(kuairand.data_folder(), quality.QUICK_ROWS if given.quick else None)
     rows = pa.Table.from_batches([feed.batch]).filter(pa.array(~feed.repeated))
     outcome = run(given.experiment, Timeline(rows), learner)

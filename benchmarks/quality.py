@@ -6,6 +6,7 @@ real code: feature encoding, the trainer that TrainStep runs for each partition,
 `cuckooflow experiment` has them. Vowpal Wabbit gets the same rows and the base features in the same run. The last line is JSON.
 
     python benchmarks/quality.py --dataset kuairand --label is_click --json
+    python benchmarks/quality.py --dataset kuairand --label is_click --model dcn --json
     python benchmarks/quality.py --dataset kuairand --label is_click --features streaming --lag-s 60 --json
 """
 
@@ -41,15 +42,20 @@ from cuckooflow.transforms.training_options import TrainingOptions
 QUICK_ROWS = 60_000
 
 
-def streaming_learner(lag_s: float | None, batch_size: int | None) -> Learner:
-    """The job spec's, with another lag or batch size where one is given."""
+def job_learner(streaming: bool, lag_s: float | None, batch_size: int | None) -> Learner:
+    """The job spec's, with another lag or batch size where one is given.
+
+    Args:
+        streaming: with its streaming features; else with its others alone.
+    """
     job = load_spec(kuairand.STREAMING_JOB)
     changes: dict[str, int] = {}
     if lag_s is not None:
         changes["lag_us"] = round(lag_s * 1e6)
     if batch_size is not None:
         changes["batch_size"] = batch_size
-    return Learner(job.model, job.features, training_options(job).model_copy(update=changes))
+    features = [feature for feature in job.features if streaming or not feature.streaming]
+    return Learner(job.model, tuple(features), training_options(job).model_copy(update=changes))
 
 
 def train(feed: kuairand.Feed, learner: Learner) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
@@ -120,7 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dataset", choices=["kuairand"], default="kuairand")
     parser.add_argument("--label", choices=kuairand.LABELS, default="is_click")
-    parser.add_argument("--model", choices=["dnn", "deepfm", "lr"], default="dnn")
+    parser.add_argument(
+        "--model",
+        choices=["dnn", "deepfm", "lr", "dcn"],
+        default="dnn",
+        help=f"dcn: model and features of {kuairand.STREAMING_JOB.name}, for both labels, without streaming ones",
+    )
     parser.add_argument(
         "--features",
         choices=["base", "streaming"],
@@ -129,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--lag-s", type=float, help="of streaming features; default: the job spec's")
     parser.add_argument(
-        "--batch-size", type=int, help="default 256, with --features streaming the job spec's"
+        "--batch-size", type=int, help="default 256, with the job spec's model the job spec's"
     )
     parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_ROWS} rows, no grid for VW")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
@@ -137,12 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not kuairand.data_folder().is_dir():
         print(f"no data at {kuairand.data_folder()}: set CUCKOOFLOW_DATA", file=sys.stderr)
         return 1
-    spec = ModelSpec(
-        kind="lr" if given.model == "lr" else "deepfm", labels=(given.label,), fm=given.model == "deepfm"
-    )
-    learner = Learner(spec, kuairand.FEATURES, TrainingOptions(batch_size=given.batch_size or 256))
-    if given.features == "streaming":
-        learner = streaming_learner(given.lag_s, given.batch_size)
+    if given.features == "streaming" or given.model == "dcn":
+        learner = job_learner(given.features == "streaming", given.lag_s, given.batch_size)
+    else:
+        kind = "lr" if given.model == "lr" else "deepfm"
+        spec = ModelSpec(kind=kind, labels=(given.label,), fm=given.model == "deepfm")
+        learner = Learner(spec, kuairand.FEATURES, TrainingOptions(batch_size=given.batch_size or 256))
     found = measure(given.label, learner, given.quick)
     if not given.json:
         if given.quick:
