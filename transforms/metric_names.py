@@ -162,7 +162,8 @@ _OF_SINKS = (
 )
 #: Names that a trainer counts by.
 STEPS, STALENESS, STEPS_STALE = "training_steps", "training_staleness_pushes", "training_steps_stale"
-_OF_TRAINING = (
+#: Those of training.
+TRAINING_METRICS: tuple[Metric, ...] = (
     Metric(
         "rows_trained", "counter", "rows", "trained, each once however often a restored store learns it again"
     ),
@@ -212,7 +213,7 @@ _OF_BALANCES = (
 )
 
 #: All of them.
-METRICS: tuple[Metric, ...] = (*_OF_SOURCE, *_OF_JOIN, *_OF_SINKS, *_OF_TRAINING, *_OF_BALANCES)
+METRICS: tuple[Metric, ...] = (*_OF_SOURCE, *_OF_JOIN, *_OF_SINKS, *TRAINING_METRICS, *_OF_BALANCES)
 
 
 def known(name: str, metrics: Iterable[Metric] = METRICS) -> Metric | None:

@@ -25,10 +25,11 @@ class CountedJob:
         films.make_logs()
         self._stretch = 0
 
-    def command(self, *words: object) -> None:
-        """Run a command, which succeeds."""
+    def command(self, *words: object) -> str:
+        """What a command prints, which succeeds."""
         done = self._cli(*words)
         assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+        return str(done.stdout)
 
     def more(self) -> None:
         """Join another stretch; the examples before it come again, as after a restarted join."""

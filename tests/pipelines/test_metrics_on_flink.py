@@ -13,7 +13,7 @@ import pytest
 from cuckooflow.logs.local_log import LocalLogWriter
 from cuckooflow.runners.cluster import LocalCluster
 from cuckooflow.runners.flink_rest import FlinkRest
-from cuckooflow.transforms.metric_names import METRICS, known, pattern
+from cuckooflow.transforms.metric_names import METRICS, TRAINING_METRICS, known, pattern
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.deep, pytest.mark.timeout(400)]
 
@@ -22,8 +22,13 @@ START_MS = 1_767_225_600_000
 DAY_MS = 86_400_000
 #: For a job until its first rows: Flink, a worker process and its imports on a busy machine.
 BOUND_S = 180
-#: Of the trainer's reader, and of inputs that are files.
-NOT_OF_THE_JOIN = {"examples_repeats_dropped", "examples_skipped", "source_{log}_lag_files"}
+#: Of the trainer and its reader, and of inputs that are files.
+NOT_OF_THE_JOIN = {
+    "examples_repeats_dropped",
+    "examples_skipped",
+    "source_{log}_lag_files",
+    *(metric.name for metric in TRAINING_METRICS),
+}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from cuckooflow.models.snapshots import list_manifests
 from cuckooflow.runners.cluster import LocalCluster
+from cuckooflow.transforms.metric_names import TRAINING_METRICS
 from tests.pipelines.counted_job import CountedJob
 from tests.pipelines.store_shards import Shards, Wait, store_section
 
@@ -75,4 +77,9 @@ def test_each_of_them(job: CountedJob, shards: Shards, flink: LocalCluster) -> N
     job.more()
     shards.start(*shards.all)
     job.check()
+    metrics = json.loads(job.command("job", "status", "films-train", "--json", "--cluster", flink.folder))[
+        "metrics"
+    ]
+    assert {metric.name for metric in TRAINING_METRICS} <= metrics.keys()
+    assert metrics["training_steps"] > 0 and metrics["training_steps_stale"] == 0
     assert list_manifests(job.films.job.path(job.films.job.snapshots.dir))[0].kind == "full"
