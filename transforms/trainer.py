@@ -268,14 +268,13 @@ class Trainer:
             first = last
         if everything and first < self._end:
             pieces.append(Piece(first, self._end, None))
-        if everything or not pieces:
-            self._see_sent(out)  # else the last push goes on beside the next element
+        idle = not pieces
         while pieces:
             piece = pieces.popleft()
             self._step(piece, out, pieces[0] if pieces else None)
             self._first = piece.last
-        if everything:
-            self._see_sent(out)
+        if everything or idle:
+            self._see_sent(out)  # else the last push goes on beside the next element
         if self._first == self._end:
             self._waiting_since_us = None
         if self._feed is not None:
@@ -340,10 +339,8 @@ class Trainer:
             return
         try:
             answer = sent.answer.result()
-        except StaleRows:
-            out.counted[STEPS_STALE] += 1
-            self._train(sent.piece, out)
-        except (MarkMismatch, NonFiniteGradient):
+        except (MarkMismatch, NonFiniteGradient, StaleRows) as refused:
+            out.counted[STEPS_STALE] += isinstance(refused, StaleRows)
             self._train(sent.piece, out)
         else:
             self._learn(sent.rows, sent.result, answer, out)
@@ -372,8 +369,6 @@ class Trainer:
         for _ in range(self._options.push_attempts_max):
             result = self._compute(piece, rows, following)
             following = None
-            if self._before_push is not None and result.finite():
-                self._before_push(rows, result.probabilities)
             try:
                 return result, self._send(piece, rows, result)
             except StaleRows as stale:
@@ -395,6 +390,8 @@ class Trainer:
     def _send(self, piece: Piece[TrainingRows], rows: TrainingRows, result: StepResult) -> PushAnswer:
         if not result.finite():  # no shard is to take its part of such a step
             raise NonFiniteGradient("expected finite gradients, received NaN or infinity")
+        if self._before_push is not None:
+            self._before_push(rows, result.probabilities)
         range_ = self._partition.range(piece.first, piece.last)
         gradients = self._gradients(result)
         read = ReadAt(result.prepared.clock, self._options.staleness_max)

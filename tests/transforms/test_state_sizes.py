@@ -20,7 +20,9 @@ def beams_own() -> Iterator[None]:
     statecache.get_deep_size = before
 
 
-@pytest.mark.parametrize("value", [[], [b""], [b"x" * 1_000, b"y"], [BATCH], [BATCH, BATCH.slice(3)]])
+@pytest.mark.parametrize(
+    "value", [[], [b""], [b"x" * 1_000, b"y"], ([b"a"],), [BATCH], [BATCH, BATCH.slice(3)]]
+)
 def test_flat_values_weigh_what_beam_says(value: list[object]) -> None:
     expected = statecache.get_deep_size(value)
     size_flat_state_directly()
