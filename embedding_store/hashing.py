@@ -49,6 +49,11 @@ def hash_column(column: pa.Array | pa.ChunkedArray, seed: int = 0) -> npt.NDArra
     return hashes
 
 
+def hash_int64(values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """What :func:`hash_column` gives for a column of each of these values: uint64 of the same shape."""
+    return _native.hash_ints(values.reshape(-1).view(np.uint64), 0).reshape(values.shape)
+
+
 def hash_rows(columns: Sequence[pa.Array | pa.ChunkedArray], seed: int = 0) -> npt.NDArray[np.uint64]:
     """Hash rows over several columns, their order counting: (n,) uint64. One column hashes as itself."""
     total = hash_column(columns[0], seed)

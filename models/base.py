@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -178,6 +179,7 @@ class Model(ABC):
         self.streaming: Streaming | None = streaming if streaming.features else None
         self._lock = threading.Lock()
         self._compiled: tuple[Any, Any, Any] | None = None
+        self._last_packed: tuple[tuple[Floats, ...], Any] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -223,7 +225,7 @@ class Model(ABC):
 
     def wanted(self, lookup: Lookup) -> dict[str, Ids]:
         """Table name -> ids, as ``Store.pull`` takes them."""
-        return {table.name: lookup.ids for table in self.tables}
+        return {table.name: lookup.ids for table in self._own_tables}
 
     def prepare(
         self, encoded: Encoded, lookup: Lookup, rows: Mapping[str, Floats], dense: Mapping[str, Floats]
@@ -233,16 +235,13 @@ class Model(ABC):
         Args:
             encoded, lookup: B rows and their distinct ids; B at least 1.
             rows: table name -> (U, dim) float32, pulled.
-            dense: parameter name -> value, pulled.
+            dense: parameter name -> value, pulled; an array that is given again must hold what it held.
         """
         fields = Fields(encoded.weights, encoded.bounds)
         # Rows are pooled and gradients summed outside: TensorFlow's own are several times slower on one thread.
-        pooled = [lookup.pool(rows[table.name], fields) for table in self.tables]
-        # Every tensor that crosses costs tens of microseconds, so the dense parameters go as one.
-        packed = aligned((sum(self._dense_sizes),))
-        np.concatenate([dense[parameter.name].reshape(-1) for parameter in self.dense], out=packed)
+        pooled = [lookup.pool(rows[table.name], fields) for table in self._own_tables]
         numbers = tensorflow().constant(encoded.numbers)
-        return Prepared(lookup, fields, (numbers, *map(_in_place, (packed, *pooled))))
+        return Prepared(lookup, fields, (numbers, self._packed(dense), *map(_in_place, pooled)))
 
     def train_step(self, prepared: Prepared, targets: Targets, step_rows: int) -> StepResult:
         """Probabilities and gradients of one batch. Nothing is applied here.
@@ -263,10 +262,13 @@ class Model(ABC):
             float(loss),
             {
                 parameter.name: dense_gradients[start:stop].reshape(parameter.shape)
-                for parameter, (start, stop) in zip(self.dense, itertools.pairwise(at), strict=True)
+                for parameter, (start, stop) in zip(self._own_dense, itertools.pairwise(at), strict=True)
             },
             prepared,
-            {table.name: np.asarray(memoryview(g)) for table, g in zip(self.tables, gradients, strict=True)},
+            {
+                table.name: np.asarray(memoryview(g))
+                for table, g in zip(self._own_tables, gradients, strict=True)
+            },
         )
 
     def predict(
@@ -298,9 +300,32 @@ class Model(ABC):
             **options,
         )
 
+    def _packed(self, dense: Mapping[str, Floats]) -> Any:
+        """The dense parameters as one tensor, since every one that crosses costs tens of microseconds.
+
+        Those of the last call are kept: a scorer asks with the same arrays until the next snapshot.
+        """
+        arrays = tuple(dense[parameter.name] for parameter in self._own_dense)
+        last = self._last_packed
+        if last is not None and all(map(operator.is_, last[0], arrays)):
+            return last[1]
+        packed = aligned((sum(self._dense_sizes),))
+        np.concatenate([array.reshape(-1) for array in arrays], out=packed)
+        tensor = _in_place(packed)
+        self._last_packed = arrays, tensor
+        return tensor
+
+    @functools.cached_property
+    def _own_tables(self) -> tuple[TableConfig, ...]:
+        return self.tables  # which makes them anew each time
+
+    @functools.cached_property
+    def _own_dense(self) -> tuple[DenseConfig, ...]:
+        return self.dense
+
     @functools.cached_property
     def _dense_sizes(self) -> tuple[int, ...]:
-        return tuple(math.prod(parameter.shape) for parameter in self.dense)
+        return tuple(math.prod(parameter.shape) for parameter in self._own_dense)
 
     def _functions(self) -> tuple[Any, Any, Any]:
         with self._lock:
@@ -310,8 +335,8 @@ class Model(ABC):
 
     def _compile(self) -> tuple[Any, Any, Any]:
         tf = tensorflow()
-        names = [table.name for table in self.tables]
-        parameters = self.dense
+        names = [table.name for table in self._own_tables]
+        parameters = self._own_dense
         label_weights = np.array(
             [self.spec.label_weights.get(label, 1.0) for label in self.labels], np.float32
         )
@@ -328,7 +353,7 @@ class Model(ABC):
         tensors = (
             tensor(None, self.encoder.num_numbers),
             tensor(sum(self._dense_sizes)),
-            *(tensor(None, self.encoder.num_fields, table.dim) for table in self.tables),
+            *(tensor(None, self.encoder.num_fields, table.dim) for table in self._own_tables),
         )
 
         def step(numbers: Any, packed: Any, *pooled_and_targets: Any) -> Any:

@@ -67,7 +67,7 @@ class ServeOptions:
     rows_max: int = 10_000
     body_bytes_max: int = 16 << 20
     requests_max: int = 64
-    threads: int = 4
+    threads: int = 1
     shutdown_seconds_max: int = 10
 
 

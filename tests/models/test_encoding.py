@@ -50,6 +50,38 @@ def test_lists_agree_with_row_by_row_python(rows: list[Any], pooling: Any, start
         assert weights == pytest.approx([share] * len(values) + [0.0] * (4 - len(values)))
 
 
+_INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
+
+
+@given(rows=st.lists(st.tuples(*[_INTEGERS] * 3), max_size=20), start=st.integers(0, 3), data=st.data())
+def test_integer_columns_at_once_agree_with_each_value(
+    rows: list[tuple[int, ...]], start: int, data: st.DataObject
+) -> None:
+    columns = {name: [row[at] for row in rows] for at, name in enumerate("abc")}
+    if data.draw(st.booleans()) and rows:
+        columns["b"][-1] = None  # type: ignore[call-overload]
+    kinds = [data.draw(st.sampled_from([pa.int64(), pa.int64(), pa.string()])) for _ in columns]
+    arrays = {
+        name: pa.array([0] * start + values).cast(kind)
+        for (name, values), kind in zip(columns.items(), kinds, strict=True)
+    }
+    batch = pa.record_batch(arrays).slice(start)
+    features = [FeatureSpec(name=name) for name in "bca"]
+    features.insert(1, FeatureSpec(name="again", column="a", pooling="sum", max_length=2))
+    features.insert(0, FeatureSpec(name="crossed", columns=("a", "c")))
+    encoded = Encoder(features).encode(batch)
+    alone = [Encoder([FeatureSpec(name="crossed", columns=("a", "c"))]).encode(batch).ids[:, :1]]
+    for slot, name, places in ((1, "b", 1), (2, "a", 2), (3, "c", 1), (4, "a", 1)):
+        kind = batch.schema.field(name).type
+        ids = [_NULL if v is None else one_id(v, kind) for v in batch.column(name).to_pylist()]
+        alone.append(np.array([[slot << 52 | one] + [0] * (places - 1) for one in ids], np.uint64))
+    if rows:
+        assert encoded.ids.tolist() == np.hstack(alone).tolist()
+        assert encoded.weights.tolist() == [[1.0, 1.0, 1.0, 0.0, 1.0, 1.0]] * len(rows)
+    else:
+        assert encoded.ids.shape == (0, 6)
+
+
 @given(st.lists(st.one_of(st.none(), st.floats(-1e9, 1e9, allow_nan=False)), min_size=1, max_size=30))
 def test_buckets_agree_with_python(values: list[float | None]) -> None:
     boundaries = (-5.0, 0.0, 2.5)
