@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from benchmarks.freshness_scorer import process, told_address
 from benchmarks.join_events import ACTION_COLUMNS, IMPRESSION_COLUMNS, Shape, arrow_messages, events
-from benchmarks.join_live import PARTITIONS, LiveJob, commands, spec, topics
+from benchmarks.join_live import LiveJob, commands, spec, topics
 from benchmarks.join_on_flink import PARALLELISM, Feeder
 from cuckooflow.pipelines.supervisor import address_files
 from cuckooflow.runners.cluster import LocalCluster
@@ -31,6 +31,8 @@ from cuckooflow.serving.client import ScorerClient
 #: 5 thousand events/s, three actions for ten impressions.
 SHAPE = Shape(step_us=260, window_us=20_000_000, skew_us=1_000_000)
 SHARDS_OF_STORE = 2
+#: Of the logs, and shards of the join: as many as work at once. More cost every poll and every bundle their share.
+PARTITIONS = PARALLELISM
 READY_S = 180.0
 WARM_UP_S, MEASURED_S, LEFT_S = 60.0, 60.0, 30.0
 _PROBE_EVERY_S, _ACTS_AFTER_S, _ASK_EVERY_S = 0.25, 2.0, 0.05
@@ -71,7 +73,8 @@ def freshness_s(cluster_folder: Path | None, say: Say) -> np.ndarray:
 
 
 def _spec(bootstrap: str) -> dict[str, Any]:
-    body = spec(topics(bootstrap), SHAPE, "arrow", emit="eager", name="fresh")
+    body = spec(topics(bootstrap, partitions=PARTITIONS), SHAPE, "arrow", emit="eager", name="fresh")
+    body["join"]["num_shards"] = PARTITIONS
     return body | {
         "features": [
             {"name": "user", "column": "user_id"},

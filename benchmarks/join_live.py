@@ -36,14 +36,14 @@ INPUTS = ("impressions", "actions")
 OUTPUTS = ("examples", "late", "unmatched", "dead_letters", "join_balances")
 
 
-def topics(bootstrap: str, library: str = "kafka-python") -> dict[str, Any]:
+def topics(bootstrap: str, library: str = "kafka-python", partitions: int = PARTITIONS) -> dict[str, Any]:
     """New topics for all logs of a job, as its spec names them."""
     mark = uuid.uuid4().hex[:8]
 
     def log(name: str) -> dict[str, Any]:
         of_one = name not in (*INPUTS, "examples")
         address = {"bootstrap": bootstrap, "topic": f"{name}-{mark}", "library": library}
-        return {"kafka": {**address, "partitions": 1 if of_one else PARTITIONS}}
+        return {"kafka": {**address, "partitions": 1 if of_one else partitions}}
 
     return {name: log(name) for name in (*INPUTS, *OUTPUTS)}
 
@@ -115,6 +115,11 @@ class LiveJob:
     def name(self) -> str:
         """As Flink knows it."""
         return f"{self.job.name}-join"
+
+    @property
+    def partitions(self) -> int:
+        """Of the logs of events."""
+        return self.address("impressions").partitions
 
     def address(self, log: str, library: str | None = None) -> LogAddress:
         """Of one of its logs; ``library``: by which a client of the benchmark's own reaches a topic."""

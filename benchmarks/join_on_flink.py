@@ -232,6 +232,7 @@ class Feeder(threading.Thread):
                 ("actions", made.done, made.done_us),
             )
         ]
+        self._partitions = job.partitions
         self.behind_s = self.fed_per_s = 0.0
         self.fed = 0
 
@@ -249,7 +250,7 @@ class Feeder(threading.Thread):
                 piece = table.slice(done[which], until - done[which])
                 times = piece.column("_time").to_numpy() + (begin_us - origin_us)
                 piece = piece.set_column(piece.schema.get_field_index("_time"), "_time", pa.array(times))
-                for partition, rows in enumerate(partition_rows(piece, PARTITIONS)):
+                for partition, rows in enumerate(partition_rows(piece, self._partitions)):
                     if len(rows):
                         writer.send(
                             partition, arrow_messages(piece.take(pa.array(rows)), len(rows)), _now_us()

@@ -48,7 +48,7 @@ class ServeOptions:
         address_file: gets ``host:port`` once requests are answered; None: nowhere. Put a proxy with TLS and
             authentication before it where others should reach it.
         impressions: what ``log_impressions`` does; default: refused.
-        poll_interval_s: how often it looks for a new snapshot, default 0.2 s. Costs a file lookup each.
+        poll_interval_s: how often it looks for a new snapshot, default 0.05 s. Costs a file lookup each.
         rows: how the replica keeps weights: ``float32`` (default), ``float16`` or ``int8``; errors and bytes in
             :class:`~cuckooflow.embedding_store.read_store.ReadStore`.
         rows_max: rows of one request, default 10,000.
@@ -62,7 +62,7 @@ class ServeOptions:
     address_file: Path | None = None
     mirror_of: LogAddress | None = None
     impressions: ImpressionOptions = field(default_factory=ImpressionOptions)
-    poll_interval_s: float = 0.2
+    poll_interval_s: float = 0.05
     rows: RowFormat = "float32"
     rows_max: int = 10_000
     body_bytes_max: int = 16 << 20

@@ -49,7 +49,7 @@ class SnapshotOptions:
         model, features: what a scorer needs to build it again.
         columns: input column -> type, see ``SnapshotInfo``.
         correction: of negative sampling, default none.
-        interval_us: between snapshots, default 2 s. Shorter is fresher; each costs the touched rows.
+        interval_us: between snapshots on average, default 2 s. Shorter is fresher; each costs the touched rows.
         dense_interval_us: between those that hold the dense parameters, default 0: all do. Where they are large and the rows
             of a few seconds are not, snapshots get smaller; a scorer then has newer rows beside older dense parameters.
             Full ones, and the last before a pause, hold them always.
@@ -84,7 +84,7 @@ class SnapshotPublisher:
     def __init__(self, store: Store, options: SnapshotOptions) -> None:
         self._store = store
         self._options = options
-        self._last_us: int | None = None
+        self._due_us: int | None = None
         self._last_dense_us: int | None = None
         self._dense_waits = False
         self._gate = PublishGate(options.folder, options.gate)
@@ -125,7 +125,7 @@ class SnapshotPublisher:
     def publish(self, now_us: int, force: bool = False) -> Manifest | None:
         """A snapshot if one is due at ``now_us``; with ``force``, if there is anything new."""
         wanted = full_requested(self._options.folder)
-        waited = self._last_us is None or now_us - self._last_us >= self._options.interval_us
+        waited = self._due_us is None or now_us >= self._due_us
         with_dense = (
             force
             or self._last_dense_us is None
@@ -139,8 +139,12 @@ class SnapshotPublisher:
             or self._last_full_us is None
             or now_us - self._last_full_us >= self._options.full_interval_us
         )
-        # Also after a failure the next try waits for the interval.
-        self._last_us = now_us
+        # Also after a failure the next try waits for the interval, which is the mean of those between snapshots: ticks
+        # come when they come, and from the last of them on it would be longer by half of what lies between two.
+        interval_us = self._options.interval_us
+        self._due_us = max(
+            (now_us if self._due_us is None else self._due_us) + interval_us, now_us + interval_us // 2
+        )
         if not self._gate.look(now_us):
             return None
         try:

@@ -51,6 +51,8 @@ class Firing:
         max_bytes: rows emitted, as Arrow counts them; the poll that passes it is the last. Default 64 MiB.
             Costs memory, and what is read again after a failure. Flink moves on what a firing gave only
             when it has ended, and fires again when that has gone, so a smaller one costs throughput.
+        min_bytes: a poll that gives less is the firing's last: little is waiting, and that goes on at once. Default 256 KiB.
+            Costs bundles; a larger one costs freshness.
         max_us: time since the firing began, after which no further poll begins; default 300 ms. A checkpoint
             waits for a firing to end.
         endless: whether the seed's input stays open, default true; then the job ends only when it is
@@ -59,12 +61,15 @@ class Firing:
     """
 
     max_bytes: int = 64 << 20
+    min_bytes: int = 1 << 18
     max_us: int = 300_000
     endless: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.max_us < 1:
-            raise ValueError(f"expected max_bytes and max_us of 1 or more, received {self}")
+        if self.max_bytes < 1 or self.max_us < 1 or self.min_bytes < 0:
+            raise ValueError(
+                f"expected max_bytes and max_us of 1 or more and min_bytes of 0 or more, received {self}"
+            )
 
 
 class Seed(beam.PTransform):
@@ -140,8 +145,11 @@ class StatefulPoll(beam.DoFn):
             answer = poller.poll(wall_clock_us())
             yield from outputs(answer)
             progressed = answer.progressed
-            emitted += sum(batch.nbytes for _, batch in answer.elements)
-            if emitted >= self._firing.max_bytes or (time.monotonic() - begin) * 1e6 >= self._firing.max_us:
+            given = sum(batch.nbytes for _, batch in answer.elements)
+            emitted += given
+            if given < self._firing.min_bytes or emitted >= self._firing.max_bytes:
+                break
+            if (time.monotonic() - begin) * 1e6 >= self._firing.max_us:
                 break
         after = place_of(poller)
         if after != place:

@@ -94,6 +94,17 @@ def test_first_full_then_deltas_at_the_interval(tmp_path: Path, shared: Shared) 
     assert [m.sequence for m in list_manifests(tmp_path)] == [first.sequence, second.sequence]
 
 
+def test_the_interval_is_the_mean_of_those_between_snapshots(tmp_path: Path, shared: Shared) -> None:
+    publisher = SnapshotPublisher(shared[0], options(tmp_path))
+    at_s = []
+    for polled_s in [*range(0, 100, 7), *range(200, 240, 7)]:
+        push(shared[0], [polled_s])
+        if publisher.tick(tick(polled_s)):
+            at_s.append(polled_s)
+    # After the gap none is made up for, and the next one comes half an interval later at the soonest.
+    assert at_s == [0, 14, 21, 35, 42, 56, 63, 77, 84, 98, 200, 207, 221, 228]
+
+
 def test_full_ones_come_on_schedule_and_on_request(tmp_path: Path, shared: Shared) -> None:
     publisher = SnapshotPublisher(shared[0], options(tmp_path, full_interval_us=100 * SECOND))
     kinds = []

@@ -129,10 +129,17 @@ def test_a_firing_ends_at_its_bound_and_the_next_one_goes_on_with_the_same_polle
 
 
 def test_one_firing_polls_on_while_there_is_something(logs: Counting) -> None:
-    fn, cell, timer = source(logs, Firing(max_us=60_000_000)), Cell(), Timer()
+    fn, cell, timer = source(logs, Firing(min_bytes=1, max_us=60_000_000)), Cell(), Timer()
     fn.process((0, b""), cell, timer)
     assert offsets(fire(fn, cell, timer)) == EVERYTHING
     assert timer.at_s is None, "every partition has ended: nothing is left to poll for"
+
+
+def test_a_poll_that_gave_little_is_the_last_of_its_firing(logs: Counting) -> None:
+    fn, cell, timer = source(logs, Firing(max_us=60_000_000)), Cell(), Timer()
+    fn.process((0, b""), cell, timer)
+    assert 0 < len(offsets(fire(fn, cell, timer))) <= 10
+    assert timer.at_s is not None
 
 
 def test_state_that_a_checkpoint_restored_counts_and_not_the_poller_in_memory(logs: Counting) -> None:
