@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from cuckooflow.errors import LogError
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.runners.cluster import LocalCluster
@@ -100,6 +101,27 @@ class TopicJob:
             for row in pa.ipc.open_stream(message).read_all().to_pylist()
         ]
 
+    def recreate_examples(self, wait_for: Callable[..., None]) -> None:
+        """Delete the topic and make it anew, with the same messages at the same places."""
+        from kafka.admin import KafkaAdminClient
+
+        messages, old = self.messages(self.examples), self.examples.open_reader().incarnation()
+        client = KafkaAdminClient(bootstrap_servers=self.examples.bootstrap)
+        client.delete_topics([self.examples.topic])
+        client.close()
+
+        def anew() -> bool:
+            try:
+                return self.examples.create_missing().incarnation() != old
+            except LogError:  # not deleted everywhere yet
+                return False
+
+        wait_for(anew, "the topic anew")
+        writer = self.examples.open_writer()
+        for partition, _, message in messages:
+            writer.append(partition, [message], 1)
+        writer.close()
+
     def ends(self) -> dict[str, list[int]]:
         addresses = (self.impressions, self.actions)
         readers = [address.open_reader() for address in addresses]
@@ -172,6 +194,12 @@ def test_join_and_train_over_topics(
             done = cli("run", "train", films.spec, "--stop-at-end")
             assert done.returncode == 0, done.stderr[-4000:]
             assert films.trained_counts(address) == films.expected_counts(rows)
+
+        topics.recreate_examples(wait_for)
+        done = cli("run", "train", films.spec, "--stop-at-end")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "it was recreated" in done.stderr or "the log was recreated" in done.stderr
+        assert films.trained_counts(address) == films.expected_counts(rows)
 
     from kafka.admin import KafkaAdminClient
 
