@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,17 @@ import pytest
 from cuckooflow.embedding_store import (
     CounterPush,
     DenseConfig,
-    EmbeddedStore,
     LogRange,
     Optimizer,
     Position,
     RecentPush,
-    Shard,
     Store,
     StoreConfig,
     TableConfig,
     TablePush,
-    connect,
 )
-from cuckooflow.embedding_store.server import StoreServer
 from cuckooflow.errors import BadShape, CuckooflowError, NonFiniteGradient, UnknownTable
+from tests.embedding_store.store_forms import FORMS, store_form
 
 CONFIG = StoreConfig(
     (
@@ -41,22 +39,12 @@ BIG = 1 << 63
 @pytest.fixture(scope="module")
 def forms() -> Iterator[dict[str, Store]]:
     """The three forms of a store, each at (1, 0) of partition 0."""
-    servers = [StoreServer(EmbeddedStore(CONFIG), "127.0.0.1:0")]
-    servers += [StoreServer(EmbeddedStore(CONFIG, shard=Shard(i, 2)), "127.0.0.1:0") for i in range(2)]
-    one, *two = (f"127.0.0.1:{server.port}" for server in servers)
-    found: dict[str, Any] = {
-        "embedded": EmbeddedStore(CONFIG),
-        "served": connect(one),
-        "sharded": connect(two),
-    }
-    for store in found.values():
-        store.open_log("examples", "made-once", {0: Position(0)})
-        store.push(span(0, 1), {"user": TablePush(ids(1, 2, 3), grads(3))}, {"w": grads(2, 3)}, 7)
-    yield found
-    for store in found.values():
-        store.close()
-    for server in servers:
-        server.shutdown()
+    with ExitStack() as stack:
+        found = {form: stack.enter_context(store_form(form, CONFIG)) for form in FORMS}
+        for store in found.values():
+            store.open_log("examples", "made-once", {0: Position(0)})
+            store.push(span(0, 1), {"user": TablePush(ids(1, 2, 3), grads(3))}, {"w": grads(2, 3)}, 7)
+        yield found
 
 
 def ids(*values: int) -> np.ndarray:

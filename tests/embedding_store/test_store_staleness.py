@@ -20,12 +20,10 @@ from cuckooflow.embedding_store.api import (
     TableConfig,
     TablePush,
 )
-from cuckooflow.embedding_store.client import connect
-from cuckooflow.embedding_store.server import StoreServer
 from cuckooflow.embedding_store.shards import Ownership, Shard
-from cuckooflow.embedding_store.store import EmbeddedStore
 from cuckooflow.errors import BadShape, StaleRows
 from cuckooflow.logs.contract import LogRange, Position
+from tests.embedding_store.store_forms import FORMS, store_form
 
 CONFIG = StoreConfig(
     (
@@ -35,7 +33,6 @@ CONFIG = StoreConfig(
     (DenseConfig("w", (2,), Optimizer("sgd", 1.0)),),
     buckets=8,
 )
-SHARDS = 2
 IDS = np.arange(1, 41, dtype=np.uint64)
 
 
@@ -62,18 +59,10 @@ class Pusher:
         return self.store.push(range_, tables, dense, 0, read)
 
 
-@pytest.fixture(params=["embedded", "served", "sharded"])
+@pytest.fixture(params=FORMS)
 def pusher(request: pytest.FixtureRequest) -> Iterator[Pusher]:
-    servers: list[StoreServer] = []
-    store: Any = EmbeddedStore(CONFIG)
-    if request.param != "embedded":
-        shards = [Shard(i, SHARDS) for i in range(SHARDS)] if request.param == "sharded" else [Shard(0, 1)]
-        servers = [StoreServer(EmbeddedStore(CONFIG, shard=shard), "127.0.0.1:0") for shard in shards]
-        store = connect([f"127.0.0.1:{server.port}" for server in servers])
-    yield Pusher(store)
-    store.close()
-    for server in servers:
-        server.shutdown()
+    with store_form(request.param, CONFIG) as store:
+        yield Pusher(store)
 
 
 def gradients(ids: np.ndarray = IDS) -> dict[str, Any]:
@@ -127,26 +116,21 @@ def test_a_clock_of_other_shards_is_refused(pusher: Pusher) -> None:
 
 def test_shards_that_took_a_range_skip_it_when_the_others_get_fresh_gradients() -> None:
     config = StoreConfig(CONFIG.tables, (), CONFIG.buckets)
-    shards = [Shard(i, SHARDS) for i in range(SHARDS)]
-    servers = [StoreServer(EmbeddedStore(config, shard=shard), "127.0.0.1:0") for shard in shards]
-    store = connect([f"127.0.0.1:{server.port}" for server in servers])
-    pusher = Pusher(store)
-    one, two = (IDS[Ownership(config, shard).owned(IDS)] for shard in shards)
-    clock = store.pull({"user": IDS}).clock
-    for _ in range(2):
+    one, two = (IDS[Ownership(config, Shard(i, 2)).owned(IDS)] for i in range(2))
+    with store_form("sharded", config) as store:
+        pusher = Pusher(store)
+        clock = store.pull({"user": IDS}).clock
+        for _ in range(2):
+            pusher(gradients(two), {})
+        with pytest.raises(StaleRows, match="shard 1"):
+            pusher.again(gradients(), {}, ReadAt(clock, 1))
+        answer = pusher.again(gradients(), {}, ReadAt(store.pull({"user": IDS}).clock, 1))
+        assert (answer.applied, answer.skipped) == (CONFIG.buckets // 2, CONFIG.buckets // 2)
+        weights = store.lookup({"user": one})["user"], store.lookup({"user": two})["user"]
+        assert [set(of.ravel().tolist()) for of in weights] == [{-1.0}, {-3.0}]
+        # Of a shard that nothing was read from, nothing is missed.
+        pusher.at += 1
+        clock = store.pull({"user": one}).clock
+        assert clock[1] == -1
         pusher(gradients(two), {})
-    with pytest.raises(StaleRows, match="shard 1"):
-        pusher.again(gradients(), {}, ReadAt(clock, 1))
-    answer = pusher.again(gradients(), {}, ReadAt(store.pull({"user": IDS}).clock, 1))
-    assert (answer.applied, answer.skipped) == (CONFIG.buckets // 2, CONFIG.buckets // 2)
-    weights = store.lookup({"user": one})["user"], store.lookup({"user": two})["user"]
-    assert [set(of.ravel().tolist()) for of in weights] == [{-1.0}, {-3.0}]
-    # Of a shard that nothing was read from, nothing is missed.
-    pusher.at += 1
-    clock = store.pull({"user": one}).clock
-    assert clock[1] == -1
-    pusher(gradients(two), {})
-    assert pusher(gradients(one), {}, ReadAt(clock, 0)).staleness == 0
-    store.close()
-    for server in servers:
-        server.shutdown()
+        assert pusher(gradients(one), {}, ReadAt(clock, 0)).staleness == 0
