@@ -11,18 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from cuckooflow.pipelines.options import store_addresses
-from cuckooflow.pipelines.spec_file import load_spec
 
 Wait = Callable[..., None]
-
-
-def store_section(films: Any, section: str) -> None:
-    """Give the job another ``store`` section."""
-    lines = films.spec.read_text().splitlines()
-    (at,) = (n for n, line in enumerate(lines) if line.startswith("store: "))
-    films.spec.write_text("\n".join([*lines[:at], f"store: {section}", *lines[at + 1 :]]) + "\n")
-    films.job = load_spec(films.spec)
 
 
 class Shards:
@@ -45,7 +38,8 @@ class Shards:
 
     def start(self, *shards: int) -> None:
         for shard in shards:
-            words = ("store", "serve", self._films.spec, "--shard", shard, "--of", len(self.all))
+            shown = ("--http", "127.0.0.1:0")
+            words = ("store", "serve", self._films.spec, "--shard", shard, "--of", len(self.all), *shown)
             command = [sys.executable, "-m", "cuckooflow.pipelines.cli", *map(str, words)]
             running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
             self._running[shard], self._said[shard] = running, []
@@ -56,6 +50,14 @@ class Shards:
     def said(self, shard: int, words: str) -> bool:
         """Whether the shard's log, since it was started last, holds these."""
         return any(words in line for line in self._said[shard])
+
+    def counted(self, shard: int, metric: str) -> float:
+        """A sample of its metrics, by name and labels; 0 where it is not there."""
+        folder: Path = store_addresses(self._films.job)[shard].parent
+        url = f"http://{(folder / 'http_address').read_text().strip()}/metrics"
+        page = httpx.get(url, trust_env=False).raise_for_status().text
+        samples = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+        return float(samples.get(metric, 0))
 
     def fill_disk(self, shard: int) -> None:
         """From now on it can write nothing: every file that grows fails as on a full disk."""

@@ -10,8 +10,8 @@ import pytest
 
 from cuckooflow.pipelines.options import store_addresses
 from tests.pipelines.commands import process
-from tests.pipelines.counted_job import CountedJob
-from tests.pipelines.store_shards import Shards, Wait, store_section
+from tests.pipelines.counted_job import CountedJob, set_section
+from tests.pipelines.store_shards import Shards, Wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.deep, pytest.mark.timeout(600)]
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.deep, pytest.mark
 def test_a_full_disk_and_then_two_shards_of_what_three_had_unequally(
     films: Any, cli: Callable[..., Any], wait_for: Wait
 ) -> None:
-    store_section(films, "{checkpoint_interval: 500ms, buckets: 8, shards: 3}")
+    set_section(films, "store", "{checkpoint_interval: 500ms, buckets: 8, shards: 3}")
     job, shards = CountedJob(films, cli, wait_for), Shards(films, wait_for)
 
     def train_with_a_full_disk() -> None:
@@ -57,7 +57,7 @@ def test_a_full_disk_and_then_two_shards_of_what_three_had_unequally(
             "--of",
             2,
         )
-        store_section(films, "{checkpoint_interval: 1h, buckets: 8, shards: 2, data: two}")
+        set_section(films, "store", "{checkpoint_interval: 1h, buckets: 8, shards: 2, data: two}")
         shards.start(*shards.all)
         with process("run", "train", films.spec):
             job.check()

@@ -13,8 +13,8 @@ import pytest
 from cuckooflow.models.snapshots import list_manifests
 from cuckooflow.runners.cluster import LocalCluster
 from cuckooflow.transforms.metric_names import TRAINING_METRICS
-from tests.pipelines.counted_job import CountedJob
-from tests.pipelines.store_shards import Shards, Wait, store_section
+from tests.pipelines.counted_job import CountedJob, set_section
+from tests.pipelines.store_shards import Shards, Wait
 
 pytestmark = [
     pytest.mark.cluster,
@@ -28,7 +28,7 @@ pytestmark = [
 @pytest.fixture
 def shards(films: Any, wait_for: Wait) -> Iterator[Shards]:
     # Checkpoints are rare, so a shard that is killed comes back with next to nothing.
-    store_section(films, "{checkpoint_interval: 1h, buckets: 8, shards: 3}")
+    set_section(films, "store", "{checkpoint_interval: 1h, buckets: 8, shards: 3}")
     made = Shards(films, wait_for)
     yield made
     made.end()
