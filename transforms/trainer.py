@@ -20,6 +20,7 @@ rows between the two. Not thread-safe; its owner locks.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -50,6 +51,8 @@ from cuckooflow.transforms.training_output import (
 )
 from cuckooflow.transforms.training_report import TrainingReport
 from cuckooflow.transforms.training_rows import Correction, LateLabels, TrainingRows, training_rows
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -353,6 +356,12 @@ class Trainer:
         try:
             result, answer = self._step_and_send(piece, rows, out, following)
         except NonFiniteGradient as error:
+            # Said before the mark moves: what was going to tell of these rows may be killed in between.
+            places = (*range_.first, *range_.last)
+            _log.error(
+                "event=%s partition=%d first=%d:%d last=%d:%d rows=%d",
+                *(GRADIENT_NOT_FINITE, range_.partition, *places, len(rows)),
+            )
             self._store.push(range_, {}, {}, int(rows.times_us.max()))
             out.dead.append(dead_rows(rows.batches, range_, GRADIENT_NOT_FINITE, str(error)))
             return

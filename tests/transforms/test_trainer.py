@@ -193,7 +193,7 @@ def test_a_row_waits_no_longer_than_asked(examples: Examples) -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_batch_that_is_not_finite_becomes_dead_letters_and_the_rest_goes_on(
-    examples: Examples, overlap: bool
+    examples: Examples, overlap: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = new_store()
     store.poisoned = {int(hash_column(pa.array(["u3"]))[0]) & ((1 << 52) - 1)}
@@ -204,6 +204,9 @@ def test_a_batch_that_is_not_finite_becomes_dead_letters_and_the_rest_goes_on(
     bad = [row for row in dead if row["reason"] == "gradient_not_finite"]
     assert len(bad) == examples.users.count("u3")
     assert b'"user": "u3"' in bad[0]["value"]
+    # The letters may be lost with this process: the log has said which range it was.
+    at = f"partition=0 first={bad[0]['offset']}:{bad[0]['row']} last="
+    assert at in caplog.text and caplog.text.count("event=gradient_not_finite") == len(bad)
     assert sum(out.ticks[0].rows for out in outs) == len(examples.users) - len(bad)
     assert store.marks("examples")[0] == (Position(6),)
 
