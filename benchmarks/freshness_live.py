@@ -73,8 +73,8 @@ def freshness_s(cluster_folder: Path | None, say: Say) -> np.ndarray:
 
 
 def _spec(bootstrap: str) -> dict[str, Any]:
-    body = spec(topics(bootstrap, partitions=PARTITIONS), SHAPE, "arrow", emit="eager", name="fresh")
-    body["join"]["num_shards"] = PARTITIONS
+    logs = topics(bootstrap, partitions=PARTITIONS)
+    body = spec(logs, SHAPE, "arrow", emit="eager", name="fresh", shards=PARTITIONS)
     return body | {
         "features": [
             {"name": "user", "column": "user_id"},

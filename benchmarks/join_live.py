@@ -57,7 +57,12 @@ def folders() -> dict[str, Any]:
 
 
 def spec(
-    logs: dict[str, Any], shape: Shape, kind: MessageKind, emit: str = "complete", name: str = "bench"
+    logs: dict[str, Any],
+    shape: Shape,
+    kind: MessageKind,
+    emit: str = "complete",
+    name: str = "bench",
+    shards: int = SHARDS,
 ) -> dict[str, Any]:
     """The job of :mod:`benchmarks.join_events`."""
     key = {
@@ -84,7 +89,7 @@ def spec(
             "late_horizon": f"{4 * shape.window_us // 1_000}ms",
             "max_skew": f"{shape.skew_us // 1_000}ms",
             "max_lead": window,
-            "num_shards": SHARDS,
+            "num_shards": shards,
         },
         "labels": {label: {"action": label, "window": window} for label in ("click", "like")},
         "features": [{"name": "user", "column": "user_id"}],
@@ -132,7 +137,7 @@ class LiveJob:
         """Append all events to the input logs, a request's to one partition."""
         for log, table in (("impressions", events.shown), ("actions", events.done)):
             writer = self.address(log, "confluent-kafka").open_writer()
-            for partition, rows in enumerate(partition_rows(table, PARTITIONS)):
+            for partition, rows in enumerate(partition_rows(table, self.partitions)):
                 part = table.take(pa.array(rows))
                 messages = arrow_messages(part, ROWS_OF_A_MESSAGE) if kind == "arrow" else json_messages(part)
                 now_us = time.time_ns() // 1_000

@@ -8,6 +8,7 @@ treated as null (the parser dead-letters such rows before; a caller of the encod
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,7 +99,6 @@ class Encoder:
     def __init__(self, features: Sequence[FeatureSpec]) -> None:
         slot_of = id_slots(features)
         self.features = tuple(features)
-        self._slots = {f.name: np.uint64(slot_of[f.name] << _VALUE_BITS) for f in features}
         self._id_features = tuple(f for f in features if not f.numbers)
         self._number_features = tuple(f for f in features if f.numbers)
         if not self._id_features:
@@ -106,8 +106,10 @@ class Encoder:
         widths = [feature.width for feature in self._id_features]
         self._bounds: npt.NDArray[np.int32] = np.cumsum([0, *widths], dtype=np.int32)
         self._fields: list[_Field] = [
-            (feature, feature.inputs, self._slots[feature.name], slice(at, at + feature.width))
-            for feature, at in zip(self._id_features, self._bounds.tolist(), strict=False)
+            (feature, feature.inputs, np.uint64(slot_of[feature.name] << _VALUE_BITS), slice(*ends))
+            for feature, ends in zip(
+                self._id_features, itertools.pairwise(self._bounds.tolist()), strict=True
+            )
         ]
         self._integers: _Integers | None = None  # of the schema that was seen last
         self._num_numbers = sum(feature.numbers for feature in self._number_features)

@@ -47,7 +47,7 @@ class AppOptions:
         body_seconds_max: a body that takes longer to arrive is refused with 408, default 30 s.
         requests_max: requests under way; one more is refused with 503, default 64.
         threads: requests scored at the same time, the others wait, default 1: scoring holds Python's lock for most of
-            its time, so that two threads take a third more CPU for a request and give few more answers a second.
+            its time, so that with two a request takes half as much CPU again, and no more are answered in a second.
     """
 
     name: str

@@ -142,9 +142,10 @@ class SnapshotPublisher:
         # Also after a failure the next try waits for the interval, which is the mean of those between snapshots: ticks
         # come when they come, and from the last of them on it would be longer by half of what lies between two.
         interval_us = self._options.interval_us
-        self._due_us = max(
-            (now_us if self._due_us is None else self._due_us) + interval_us, now_us + interval_us // 2
-        )
+        due_us = (
+            now_us if self._due_us is None else min(self._due_us, now_us)
+        )  # it may have been forced before
+        self._due_us = max(due_us + interval_us, now_us + interval_us // 2)
         if not self._gate.look(now_us):
             return None
         try:

@@ -357,10 +357,13 @@ class Trainer:
             result, answer = self._step_and_send(piece, rows, out, following)
         except NonFiniteGradient as error:
             # Said before the mark moves: what was going to tell of these rows may be killed in between.
-            places = (*range_.first, *range_.last)
             _log.error(
                 "event=%s partition=%d first=%d:%d last=%d:%d rows=%d",
-                *(GRADIENT_NOT_FINITE, range_.partition, *places, len(rows)),
+                GRADIENT_NOT_FINITE,
+                range_.partition,
+                *range_.first,
+                *range_.last,
+                len(rows),
             )
             self._store.push(range_, {}, {}, int(rows.times_us.max()))
             out.dead.append(dead_rows(rows.batches, range_, GRADIENT_NOT_FINITE, str(error)))

@@ -20,6 +20,7 @@ from cuckooflow.errors import (
 )
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.logs.client_properties import resolved
+from tests.recreated_topic import recreate
 
 pytestmark = pytest.mark.cluster
 NOW_US = 1_767_225_600_123_000
@@ -164,9 +165,7 @@ def test_a_recreated_topic_is_another_log(
     writer.append(0, [b"old"] * 3, NOW_US)
     writer.close()
     old = reader.incarnation()
-    with admin(address) as client:
-        client.delete_topics([address.topic])
-    wait_for(lambda: _recreated(address, old), "the topic anew", 60)
+    recreate(address, wait_for)
     writer = address.open_writer()
     writer.append(0, [b"new"] * 9, NOW_US)
     writer.close()
@@ -178,12 +177,6 @@ def test_a_recreated_topic_is_another_log(
     with pytest.raises(LogRecreated, match=old):
         reader.read(0, 3)
     assert [value for _, value in values(address)] == [b"new"] * 9
-
-
-def _recreated(address: KafkaAddress, old: str) -> bool:
-    with contextlib.suppress(LogError):
-        return address.create_missing().incarnation() != old
-    return False
 
 
 def test_a_broker_that_finds_a_message_too_large_is_named(library: str, topic) -> None:

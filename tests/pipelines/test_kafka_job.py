@@ -15,11 +15,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from cuckooflow.errors import LogError
 from cuckooflow.logs.address import KafkaAddress
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.runners.cluster import LocalCluster
 from tests.pipelines.commands import process
+from tests.recreated_topic import recreate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LIBRARIES = ("kafka-python", "confluent-kafka")
@@ -103,20 +103,8 @@ class TopicJob:
 
     def recreate_examples(self, wait_for: Callable[..., None]) -> None:
         """Delete the topic and make it anew, with the same messages at the same places."""
-        from kafka.admin import KafkaAdminClient
-
-        messages, old = self.messages(self.examples), self.examples.open_reader().incarnation()
-        client = KafkaAdminClient(bootstrap_servers=self.examples.bootstrap)
-        client.delete_topics([self.examples.topic])
-        client.close()
-
-        def anew() -> bool:
-            try:
-                return self.examples.create_missing().incarnation() != old
-            except LogError:  # not deleted everywhere yet
-                return False
-
-        wait_for(anew, "the topic anew")
+        messages = self.messages(self.examples)
+        recreate(self.examples, wait_for)
         writer = self.examples.open_writer()
         for partition, _, message in messages:
             writer.append(partition, [message], 1)

@@ -23,6 +23,7 @@ from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import COUNT_TABLE, build_model, store_config
 from cuckooflow.models.spec import ModelSpec
+from cuckooflow.transforms.batch_bytes import encode_batch
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
 from cuckooflow.transforms.trainer import Trainer
@@ -170,10 +171,7 @@ def _message(numbers: list[int]) -> bytes:
             "_id_lo": pa.array(numbers, pa.uint64()),
         }
     )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return encode_batch(batch)
 
 
 def new_store() -> PlainStore:

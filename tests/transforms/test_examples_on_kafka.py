@@ -25,6 +25,7 @@ from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.read_examples import ExamplesOptions, ExamplesPoller
 from cuckooflow.transforms.retention_check import check_retention
 from cuckooflow.transforms.sinks import WriteExamples, WriteJsonLines
+from tests.recreated_topic import recreate
 
 pytestmark = pytest.mark.cluster
 LIBRARIES = ("kafka-python", "confluent-kafka")
@@ -182,8 +183,6 @@ def _run(transform: beam.PTransform) -> None:
 
 
 def test_a_recreated_examples_topic_is_refused(address: KafkaAddress) -> None:
-    from kafka.admin import KafkaAdminClient
-
     reader = address.create_missing()
     writer = address.open_writer()
     writer.append(0, [b"junk"] * 3, 1_000_000)
@@ -191,27 +190,14 @@ def test_a_recreated_examples_topic_is_refused(address: KafkaAddress) -> None:
     poller = ExamplesPoller(ExamplesReader(reader, 10), ExamplesOptions())
     poller.poll(0)
     state = poller.state()
-    client = KafkaAdminClient(bootstrap_servers=address.bootstrap)
-    client.delete_topics([address.topic])
-    client.close()
-
     old = poller._reader.incarnation
-    wait_for(lambda: _incarnation(address) not in (None, old), "the topic anew")
+    recreate(address, wait_for)
     with pytest.raises(Exception, match="recreated") as caught:
         ExamplesPoller(ExamplesReader(address.open_reader(), 10), ExamplesOptions(), state)
     assert old in str(caught.value)
     if address.library == "kafka-python":
         with pytest.raises(LogRecreated):
             poller.poll(1)
-
-
-def _incarnation(address: KafkaAddress) -> str | None:
-    from cuckooflow.errors import LogError
-
-    try:
-        return address.create_missing().incarnation()
-    except LogError:
-        return None
 
 
 def test_a_retention_below_the_age_of_what_is_needed_is_refused(address: KafkaAddress) -> None:

@@ -25,6 +25,7 @@ from cuckooflow.logs.local_log import LocalLog, LocalLogWriter
 from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import COUNT_TABLE, build_model, store_config
 from cuckooflow.models.spec import ModelSpec
+from cuckooflow.transforms.batch_bytes import encode_batch
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
 from cuckooflow.transforms.trainer import Trainer
@@ -77,10 +78,7 @@ def examples(tmp_path: Path) -> Path:
                     "_id_lo": pa.array(numbers, pa.uint64()),
                 }
             )
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, batch.schema) as stream:
-                stream.write_batch(batch)
-            writer.append(partition, [sink.getvalue().to_pybytes()], 1)
+            writer.append(partition, [encode_batch(batch)], 1)
     return path
 
 

@@ -24,6 +24,7 @@ from cuckooflow.models.features import FeatureSpec
 from cuckooflow.models.registry import COUNT_TABLE, build_model, store_config
 from cuckooflow.models.snapshots import read_snapshot, stands_on
 from cuckooflow.models.spec import ModelSpec
+from cuckooflow.transforms.batch_bytes import encode_batch
 from cuckooflow.transforms.examples_reader import ExamplesReader
 from cuckooflow.transforms.ranges import RangeHeader, attach_range
 from cuckooflow.transforms.snapshot_publisher import SnapshotOptions, SnapshotPublisher
@@ -104,10 +105,7 @@ def examples(tmp_path: Path) -> Path:
                     "_id_lo": pa.array(numbers, pa.uint64()),
                 }
             )
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, batch.schema) as stream:
-                stream.write_batch(batch)
-            writer.append(0, [sink.getvalue().to_pybytes()], 1)
+            writer.append(0, [encode_batch(batch)], 1)
     return path
 
 
