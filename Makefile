@@ -8,6 +8,9 @@ NATIVE := $(wildcard embedding_store/native/*.cc embedding_store/native/*.h)
 NATIVE_TESTS := $(wildcard embedding_store/native/test/*.cc)
 FOLDERS := embedding_store logs models pipelines runners serving transforms
 PRISM_VERSION := v2.77.0
+# Processes that tests run in; 0: this one alone, as a debugger wants it.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 40
 
 .PHONY: setup demo test test-faults explore lint format typing native-sanitize bench prism pubsub-fake cluster-setup clean
 
@@ -27,11 +30,11 @@ demo: $(STAMP)
 	$(BIN)/cuckooflow demo
 
 test: $(STAMP) prism pubsub-fake cluster-setup
-	$(BIN)/python -m pytest -m "not deep"
+	$(PYTEST) -m "not deep"
 
 # Every fault, and whatever else takes minutes on a real Flink.
 test-faults: $(STAMP) pubsub-fake cluster-setup
-	$(BIN)/python -m pytest -m "fault or deep"
+	$(PYTEST) -v -m "fault or deep"
 
 # Property tests with new random examples; a failure prints how to have it again.
 explore: $(STAMP)

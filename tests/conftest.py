@@ -32,16 +32,24 @@ settings.register_profile(
 )
 settings.load_profile("cuckooflow")
 
-_LAST = ("slow", "prism", "cluster", "fault", "readme")
+#: What one process runs after the other, as its tests share something that takes long to make: fixture -> group.
+_SHARED = {"local_cluster": "cluster", "feed": "backfill"}
+_LATER = ("cluster", "readme", "slow", "prism", "fault")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, then slow ones, runners, faults, and the README."""
+    """Fast tests first; then what takes longest in one process, so that the others do the rest meanwhile."""
 
     def place(item: pytest.Item) -> int:
-        return max((i for i, name in enumerate(_LAST, 1) if item.get_closest_marker(name)), default=0)
+        if "local_cluster" in item.fixturenames:  # type: ignore[attr-defined]
+            return 1
+        return max((i for i, name in enumerate(_LATER, 1) if item.get_closest_marker(name)), default=0)
 
     items.sort(key=place)
+    for item in items:
+        shared = [group for name, group in _SHARED.items() if name in item.fixturenames]  # type: ignore[attr-defined]
+        group = shared[0] if shared else f"{item.path.stem}-{place(item)}"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

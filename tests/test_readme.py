@@ -48,7 +48,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "VIRTUAL_ENV"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MAKE", "PYTEST", "VIRTUAL_ENV"))
+    }
     return {**kept, "PYTEST_ADDOPTS": INNER_TESTS}
 
 
