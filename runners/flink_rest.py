@@ -22,7 +22,11 @@ from cuckooflow.runners.cluster import ClusterAddresses
 REQUEST_TIMEOUT_S = 30.0
 #: How long a savepoint may take, or a job until it has stopped.
 SAVEPOINT_TIMEOUT_S = 600.0
+#: How long a job may begin, or recover, until a savepoint of it is given up.
+RECOVERY_TIMEOUT_S = 60.0
 _POLL_S = 0.2
+#: How Flink refuses a savepoint of a job that begins or recovers.
+_NOT_YET = "Not all required tasks are currently running"
 #: How much of a cause a message has.
 _CAUSE_CHARS = 2_000
 
@@ -188,13 +192,22 @@ class FlinkRest:
     # --- how
 
     def _triggered(self, job: str, what: str, body: Mapping[str, object]) -> str:
+        """Where the savepoint lies; one that is refused while tasks begin or recover is asked for again."""
         given = {name: value for name, value in body.items() if value is not None}
         trigger = self._request("POST", f"/jobs/{job}/{what}", given)["request-id"]
         answer: dict[str, Any] = {}
+        recovered_until = time.monotonic() + RECOVERY_TIMEOUT_S
 
         def done() -> bool:
+            nonlocal trigger
             answer.update(self.get(f"/jobs/{job}/savepoints/{trigger}"))
-            return bool(answer["status"]["id"] == "COMPLETED")
+            if answer["status"]["id"] != "COMPLETED":
+                return False
+            refused = _NOT_YET in str(answer["operation"].get("failure-cause", ""))
+            if not refused or time.monotonic() > recovered_until or self._ended(job):
+                return True
+            trigger = self._request("POST", f"/jobs/{job}/{what}", given)["request-id"]
+            return False
 
         self._await(done, f"a savepoint of job {job}")
         operation = answer["operation"]
@@ -203,8 +216,11 @@ class FlinkRest:
             raise FlinkRefused(f"expected a savepoint of job {job}, Flink answered: {cause}")
         return str(operation["location"])
 
+    def _ended(self, job: str) -> bool:
+        return self.get(f"/jobs/{job}")["state"] in ENDED
+
     def _await_end(self, job: str) -> None:
-        self._await(lambda: self.get(f"/jobs/{job}")["state"] in ENDED, f"the end of job {job}")
+        self._await(lambda: self._ended(job), f"the end of job {job}")
 
     @staticmethod
     def _await(condition: Callable[[], bool], what: str) -> None:

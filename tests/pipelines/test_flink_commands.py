@@ -22,6 +22,7 @@ from cuckooflow.errors import (
 )
 from cuckooflow.pipelines.flink_batch import FlinkBatch
 from cuckooflow.pipelines.job_status import read_status
+from cuckooflow.runners import flink_rest
 from cuckooflow.runners.cluster import ClusterAddresses
 from cuckooflow.runners.cluster.ports import free_port
 from cuckooflow.runners.flink_rest import Checkpoint, Checkpoints, FlinkRest
@@ -162,6 +163,33 @@ def test_a_savepoint_that_fails_says_why_without_java_frames(answers: Any) -> No
         FlinkRefused, match=r"savepoint of job a, Flink answered: java.io.IOException: disk full$"
     ):
         rest.savepoint("a")
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_savepoint_waits_for_a_job_that_recovers(
+    answers: Any, monkeypatch: pytest.MonkeyPatch, recovers: bool
+) -> None:
+    rest, given = answers
+    cause = "CheckpointException: Failure reason: Not all required tasks are currently running."
+    refused = {"status": {"id": "COMPLETED"}, "operation": {"failure-cause": {"stack-trace": cause}}}
+    taken = {"status": {"id": "COMPLETED"}, "operation": {"location": "file:/s"}}
+    given["/jobs/a/savepoints"] = (202, {"request-id": "r"})
+    given["/jobs/a/savepoints/r"] = (200, refused)
+    given["/jobs/a"] = (200, {"state": "RESTARTING"})
+
+    def later(_: float) -> None:
+        if recovers:
+            given["/jobs/a/savepoints/r"] = (200, taken)
+        else:
+            given["/jobs/a"] = (200, {"state": "FAILED"})
+
+    monkeypatch.setattr(flink_rest.time, "sleep", later)
+    if recovers:
+        assert rest.savepoint("a") == "file:/s"
+    else:
+        with pytest.raises(FlinkRefused, match="Not all required tasks are currently running"):
+            rest.savepoint("a")
+    assert given.asked.count("/jobs/a/savepoints") == 2
 
 
 def test_errors_are_told_apart(answers: Any) -> None:
