@@ -194,27 +194,29 @@ class FlinkRest:
     def _triggered(self, job: str, what: str, body: Mapping[str, object]) -> str:
         """Where the savepoint lies; one that is refused while tasks begin or recover is asked for again."""
         given = {name: value for name, value in body.items() if value is not None}
+        recovered_until = time.monotonic() + RECOVERY_TIMEOUT_S
+        while True:
+            operation = self._operation(job, what, given)
+            if "failure-cause" not in operation:
+                return str(operation["location"])
+            failure = operation["failure-cause"]
+            recovers = _NOT_YET in str(failure) and not self._ended(job)
+            if not recovers or time.monotonic() > recovered_until:
+                cause = _innermost(str(failure.get("stack-trace", failure)))
+                raise FlinkRefused(f"expected a savepoint of job {job}, Flink answered: {cause}")
+            time.sleep(_POLL_S)
+
+    def _operation(self, job: str, what: str, given: Mapping[str, object]) -> dict[str, Any]:
+        """What came of asking for a savepoint once."""
         trigger = self._request("POST", f"/jobs/{job}/{what}", given)["request-id"]
         answer: dict[str, Any] = {}
-        recovered_until = time.monotonic() + RECOVERY_TIMEOUT_S
 
         def done() -> bool:
-            nonlocal trigger
             answer.update(self.get(f"/jobs/{job}/savepoints/{trigger}"))
-            if answer["status"]["id"] != "COMPLETED":
-                return False
-            refused = _NOT_YET in str(answer["operation"].get("failure-cause", ""))
-            if not refused or time.monotonic() > recovered_until or self._ended(job):
-                return True
-            trigger = self._request("POST", f"/jobs/{job}/{what}", given)["request-id"]
-            return False
+            return bool(answer["status"]["id"] == "COMPLETED")
 
         self._await(done, f"a savepoint of job {job}")
-        operation = answer["operation"]
-        if "failure-cause" in operation:
-            cause = _innermost(str(operation["failure-cause"].get("stack-trace", operation["failure-cause"])))
-            raise FlinkRefused(f"expected a savepoint of job {job}, Flink answered: {cause}")
-        return str(operation["location"])
+        return dict(answer["operation"])
 
     def _ended(self, job: str) -> bool:
         return self.get(f"/jobs/{job}")["state"] in ENDED

@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> int:
         if "local_cluster" in item.fixturenames:  # type: ignore[attr-defined]
-            return 1
+            return _LATER.index("cluster") + 1
         return max((i for i, name in enumerate(_LATER, 1) if item.get_closest_marker(name)), default=0)
 
     items.sort(key=place)
