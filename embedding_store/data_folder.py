@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import weakref
 import zlib
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from cuckooflow.embedding_store.config_json import config_from_file, config_to_j
 from cuckooflow.embedding_store.durable import write_durably
 from cuckooflow.embedding_store.shards import WHOLE, Shard, check_shard
 from cuckooflow.errors import CheckpointDamaged, ConfigDiffers, DataFolderUnusable, StoreLocked, WrongShard
+from cuckooflow.file_lock import FileLock
 
 
 class DataFolder:
@@ -30,21 +29,18 @@ class DataFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = FileLock(path / "lock")
+        except BlockingIOError as error:
+            raise StoreLocked(
+                f"the store's folder {path} is in use by another store. Stop that one, or use another folder."
+            ) from error
         except OSError as error:
             raise DataFolderUnusable(
                 f"expected a folder that this user may write to at {path}, received: {error.strerror} "
                 f"({error.filename}). Name another, or give this user the rights."
             ) from error
         # A store that is dropped without being closed gives its folder back as well.
-        self._release = weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._release()
-            raise StoreLocked(
-                f"the store's folder {path} is in use by another store. Stop that one, or use another folder."
-            ) from error
+        self._release = weakref.finalize(self, lock.release)
 
     def close(self) -> None:
         """Release the folder. Idempotent."""

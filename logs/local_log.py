@@ -17,7 +17,6 @@ finished is then there up to some whole message, or not at all. Offsets have no 
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -38,6 +37,7 @@ from cuckooflow.errors import (
     MessageTooLarge,
     OffsetOutOfRange,
 )
+from cuckooflow.file_lock import FileLock
 from cuckooflow.logs.contract import AlreadySent, MessageBatch, Sent
 from cuckooflow.logs.segment import (
     ENCODINGS,
@@ -292,7 +292,7 @@ class LocalLogWriter:
         self.max_message_bytes = max_message_bytes
         self._fsync = fsync
         self._segments: dict[int, SegmentWriter] = {}
-        self._locks: dict[int, int] = {}
+        self._locks: dict[int, FileLock] = {}
         self._guards: dict[int, threading.Lock] = {}
         try:
             for partition in self._reader.partitions() if partitions is None else partitions:
@@ -382,17 +382,15 @@ class LocalLogWriter:
         for segment in self._segments.values():
             segment.close()
         for lock in self._locks.values():
-            os.close(lock)
+            lock.release()
         self._segments, self._locks, self._guards = {}, {}, {}
 
     def _open(self, partition: int) -> None:
         folder = self.path / str(partition)
         encoding = self._reader.encoding
         self._reader._folder(partition)  # refuses a partition that the log does not have
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._locks[partition] = lock
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._locks[partition] = FileLock(folder / "lock")
         except BlockingIOError:
             raise LogLocked(
                 f"expected to be the only writer of {self.name}/{partition}, another has its lock; stop it, "

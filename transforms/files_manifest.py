@@ -13,9 +13,7 @@ that the list is not what it knew, and refuses.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import posixpath
 import re
 import time
@@ -28,6 +26,7 @@ from typing import Any
 from apache_beam.io.filesystems import FileSystems
 
 from cuckooflow.errors import LogDamaged, LogRecreated, LogUnavailable, SpecError, TooManyFiles
+from cuckooflow.file_lock import FileLock
 from cuckooflow.transforms.whole_files import read_whole, remove, write_whole
 
 _FORMAT = 1
@@ -174,23 +173,22 @@ class FilesManifest:
             yield
             return
         Path(self._folder).mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline_s = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                lock = FileLock(self._path(".lock"))
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    raise LogUnavailable(
+                        f"expected the lock of the manifest {self._folder} within {LOCK_WAIT_S:g} s, another process "
+                        "holds it; is a second job reading these files with it?"
+                    ) from None
+                time.sleep(_LOCK_POLL_S)
         try:
-            deadline_s = time.monotonic() + LOCK_WAIT_S
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline_s:
-                        raise LogUnavailable(
-                            f"expected the lock of the manifest {self._folder} within {LOCK_WAIT_S:g} s, another process "
-                            "holds it; is a second job reading these files with it?"
-                        ) from None
-                    time.sleep(_LOCK_POLL_S)
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._folder, name)

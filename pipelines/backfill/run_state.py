@@ -6,10 +6,8 @@ When all days are whole the folder goes, and the same request is then a new run,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import posixpath
 import uuid
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cuckooflow.errors import BackfillBusy
+from cuckooflow.file_lock import FileLock
 from cuckooflow.pipelines.backfill.estimate import Layout
 from cuckooflow.transforms.whole_files import read_whole, remove, write_whole
 
@@ -104,15 +103,13 @@ class FolderLock:
     """
 
     def __init__(self, out: str) -> None:
-        self._handle: int | None = None
+        self._lock: FileLock | None = None
         if "://" in out:
             return
         Path(out).mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(Path(out) / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = FileLock(Path(out) / ".lock")
         except BlockingIOError:
-            os.close(self._handle)
             raise BackfillBusy(
                 f"expected to be the only backfill that writes into {out}, another process does; wait for it"
             ) from None
@@ -121,5 +118,5 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
+        if self._lock is not None:
+            self._lock.release()

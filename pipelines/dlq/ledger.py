@@ -7,7 +7,6 @@ looks into the log, from where it ended, for what of it is there. So a letter is
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cuckooflow.errors import LedgerDamaged, ReplayBusy
+from cuckooflow.file_lock import FileLock
 from cuckooflow.logs.contract import LogReader
 from cuckooflow.pipelines.dlq.letters import Place
 
@@ -61,16 +61,14 @@ class Ledger:
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self._path = path
-        self._handle: int | None = None
+        self._lock: FileLock | None = None
         self._intents: dict[int, Intent] = {}
         self._offsets: dict[int, tuple[int | None, ...]] = {}
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = FileLock(path)
             except BlockingIOError:
-                os.close(self._handle)
                 raise ReplayBusy(
                     f"expected to be the only replay with {path}, another runs; wait for it"
                 ) from None
@@ -88,9 +86,9 @@ class Ledger:
 
     def close(self) -> None:
         """Release the lock. Idempotent."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def replayed(self, incarnations: dict[str, str]) -> dict[Place, tuple[str, int, int]]:
         """Letters that were put back, and the (log, partition, offset) of each.
@@ -135,18 +133,18 @@ class Ledger:
         self._offsets[intent.number] = tuple(offsets)
 
     def _write(self, entry: dict[str, Any]) -> None:
-        assert self._handle is not None
-        os.lseek(self._handle, 0, os.SEEK_END)
-        os.write(self._handle, json.dumps(entry, separators=(",", ":")).encode() + b"\n")
-        os.fsync(self._handle)
+        assert self._lock is not None
+        os.lseek(self._lock.handle, 0, os.SEEK_END)
+        os.write(self._lock.handle, json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        os.fsync(self._lock.handle)
 
     def _load(self) -> None:
         if not self._path.exists():
             return
         blob = self._path.read_bytes()
         whole = blob.rfind(b"\n") + 1
-        if whole < len(blob) and self._handle is not None:
-            os.truncate(self._handle, whole)  # a line that was being written when its writer was killed
+        if whole < len(blob) and self._lock is not None:
+            os.truncate(self._lock.handle, whole)  # a line that was being written when its writer was killed
         for line in blob[:whole].splitlines():
             try:
                 self._take(json.loads(line))
