@@ -10,7 +10,8 @@ FOLDERS := embedding_store logs models pipelines runners serving transforms
 PRISM_VERSION := v2.77.0
 # Processes that tests run in; 0: this one alone, as a debugger wants it.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 40
+# The environment may say otherwise, but hundreds of processes would each compile every module again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 40
 
 .PHONY: setup demo test test-faults explore lint format typing native-sanitize bench prism pubsub-fake cluster-setup clean
 
@@ -22,7 +23,7 @@ $(VENV)/bin/uv:
 	$(BIN)/pip install -q uv
 
 $(STAMP): $(VENV)/bin/uv requirements.txt requirements-confluent.txt requirements-dev.txt setup.py pyproject.toml $(NATIVE)
-	$(BIN)/uv pip install -q -p $(BIN)/python -r requirements-dev.txt
+	$(BIN)/uv pip install -q --compile-bytecode -p $(BIN)/python -r requirements-dev.txt
 	$(BIN)/uv pip install -q -p $(BIN)/python --no-build-isolation --no-deps -e .
 	touch $@
 

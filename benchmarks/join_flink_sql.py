@@ -89,7 +89,7 @@ def _environment() -> Path:
         venv = folder / "venv"
         _run([sys.executable, "-m", "venv", str(venv)])
         uv = Path(sys.executable).parent / "uv"
-        pip = [str(uv), "pip", "install", "-q", "-p", str(venv / "bin" / "python")]
+        pip = [str(uv), "pip", "install", "-q", "--compile-bytecode", "-p", str(venv / "bin" / "python")]
         _run([*pip, "-r", str(_ROOT / "requirements-flink.txt")])
         _run([tool("mvn", "Apache Maven 3.6 or newer"), "-q", "-B", _COPY, f"-Dartifact={_CONNECTOR}",
               f"-DoutputDirectory={folder}"])  # fmt: skip

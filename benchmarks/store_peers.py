@@ -175,7 +175,7 @@ def environment(name: str, packages: tuple[str, ...], install: bool) -> Path:
     uv = Path(sys.executable).parent / "uv"
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(uv), "pip", "install", "-q", "-p", str(python), *packages],
+        [str(uv), "pip", "install", "-q", "--compile-bytecode", "-p", str(python), *packages],
     ):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=900)
