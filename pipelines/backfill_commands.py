@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,7 @@ class BatchRunner(StrEnum):
 class TrainRunner(StrEnum):
     DIRECT = "direct"
     PRISM = "prism"
+    FLINK = "flink"
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -154,6 +156,8 @@ def train(
         datetime | None, typer.Option("--until", formats=["%Y-%m-%d"], help="the day to stop before")
     ] = None,
     runner: Annotated[TrainRunner, typer.Option(help="where it runs")] = TrainRunner.DIRECT,
+    cluster: job_commands.Cluster = DEFAULT_FOLDER,
+    flink_rest: job_commands.Rest = None,
 ) -> None:
     """Train the store on days of examples as files; `run train` then goes on from exactly there.
 
@@ -173,7 +177,15 @@ def train(
         runner=runner.value,
         beam_args=tuple(context.args),
     )
-    run_train_backfill(load_spec(spec_file), request, tell)
+    job = load_spec(spec_file)
+    on_flink = None
+    if runner is TrainRunner.FLINK:
+        from cuckooflow.pipelines.flink_run import train_days_on_flink
+
+        addresses = LocalCluster(cluster).addresses()
+        rest = find_flink(cluster, addresses, flink_rest)
+        on_flink = partial(train_days_on_flink, job, addresses, rest, context.args)
+    run_train_backfill(job, request, tell, on_flink)
 
 
 @app.command()

@@ -5,25 +5,28 @@ The job's life is Flink's: neither this process nor the job server is needed onc
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from apache_beam.runners.runner import PipelineResult
 
 from cuckooflow.errors import (
     CuckooflowError,
+    FlinkError,
     FlinkJobNotFound,
     FlinkRefused,
     FlinkUnavailable,
     SpecError,
     WorkerRefused,
+    named_in,
 )
 from cuckooflow.pipelines.flink_state import Submission, note
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.log_specs import LocalLogSpec
-from cuckooflow.pipelines.run import on_signal, stages, submit
+from cuckooflow.pipelines.run import Build, on_signal, stages, submit
 from cuckooflow.runners.cluster import ClusterAddresses
 from cuckooflow.runners.flink import FlinkOptions, UserFlags, preset
 from cuckooflow.runners.flink_rest import FlinkJob, FlinkRest
@@ -35,6 +38,8 @@ SUBMIT_TIMEOUT_S = 120.0
 #: How long the JobManager may be away before the job counts as lost.
 AWAY_TIMEOUT_S = 60.0
 _POLL_S = 0.5
+#: What the job that trains days is called after its job spec's name.
+BACKFILL_TRAIN = "backfill-train"
 _CHECKPOINTS, _SAVEPOINTS = "state.checkpoints.dir", "state.savepoints.dir"
 
 
@@ -94,10 +99,70 @@ def run_on_flink(
             ),
         )
         print(f"{name}: job {started.id} runs as {started.name} on {rest.url}", flush=True)
-        if not detach:
-            _stay(rest, started, stop, f"cuckooflow job resume {name} {spec_file}")
+        go_on = f"cuckooflow job resume {name} {spec_file}"
+        if not detach and _stay(rest, started, stop.wait, go_on):
+            print(f"job {started.id} stopped; go on from {rest.stop(started.id)} with: {go_on}", flush=True)
 
     submit(stages(name, job, stop_at_end=False, hand_over=hand_over), preset(options, beam_args), follow)
+
+
+def train_days_on_flink(
+    job: JobSpec,
+    addresses: ClusterAddresses,
+    rest: FlinkRest,
+    beam_args: Sequence[str],
+    build: Build,
+    done: Callable[[], bool],
+) -> None:
+    """Run a training on days until it is done, or SIGTERM or SIGINT stop it; its job ends with the command.
+
+    A source on Flink does not end by itself, so the job is stopped once ``done`` says so. It is stopped as ``run`` is,
+    with a savepoint: what the trainers gave out has gone into its logs when that is complete. Nothing goes on
+    from it, as the store knows where training stands.
+
+    Args:
+        addresses: of job server and worker pool, where the Beam options do not name others.
+        rest: of the Flink that the job server submits to.
+        build: adds the stages.
+        done: asked twice a second.
+
+    Raises:
+        SpecError: no cluster is known.
+        CuckooflowError: the job failed; a named error from inside a worker comes out as itself.
+    """
+    options = _options(BACKFILL_TRAIN, job, addresses, UserFlags.parse(beam_args), None)
+
+    def end_all() -> None:
+        for one in rest.jobs():
+            if one.name == options.job_name and not one.ended:
+                rest.cancel(one.id)
+
+    end_all()  # left behind by a command that was killed
+    known = {one.id for one in rest.jobs()}
+    asked = threading.Event()
+    on_signal(asked.set)
+
+    def follow(result: PipelineResult) -> None:
+        started = _await_work(rest, options.job_name, known, result)
+        print(f"job {started.id} runs as {started.name} on {rest.url}", flush=True)
+
+        def stop(seconds: float) -> bool:
+            named = None
+            with contextlib.suppress(FlinkUnavailable, FlinkJobNotFound):  # as it is followed that is seen
+                named = named_in(rest.failure(started.id)) if rest.failures(started.id) else None
+            if named is not None:  # it would come again
+                raise named
+            return asked.wait(seconds) or done()
+
+        if _stay(rest, started, stop, "the same command"):
+            rest.stop(started.id)
+
+    try:
+        submit(build, preset(options, beam_args), follow)
+    except BaseException:
+        with contextlib.suppress(FlinkError):
+            end_all()
+        raise
 
 
 def planned(name: str, job: JobSpec, addresses: ClusterAddresses) -> RunnerPreset:
@@ -135,6 +200,7 @@ def _all_topics(name: str, job: JobSpec) -> bool:
     written = {
         "join": (logs.examples, logs.late, logs.unmatched, logs.dead_letters, logs.join_balances),
         "train": (logs.train_metrics, logs.train_dead_letters),
+        BACKFILL_TRAIN: (logs.train_metrics, logs.train_dead_letters),
     }[name]
     return not any(isinstance(log, LocalLogSpec) for log in written)
 
@@ -163,9 +229,15 @@ def _await_work(rest: FlinkRest, name: str, known: set[str], result: PipelineRes
     )
 
 
-def _stay(rest: FlinkRest, job: FlinkJob, stop: threading.Event, resume: str) -> None:
+def _stay(rest: FlinkRest, job: FlinkJob, stop: Callable[[float], bool], resume: str) -> bool:
+    """Follow a job until it is to be stopped, then True, or until it has ended.
+
+    Args:
+        stop: waits for so many seconds, or until the job is to be stopped, and says whether it is.
+        resume: how the user goes on where the JobManager is lost.
+    """
     state, seen_at = job.state, time.monotonic()
-    while not stop.wait(_POLL_S):
+    while not stop(_POLL_S):
         try:
             now = rest.job(job.id)
         except FlinkJobNotFound:
@@ -184,5 +256,5 @@ def _stay(rest: FlinkRest, job: FlinkJob, stop: threading.Event, resume: str) ->
         if now.ended:
             if now.state != "FINISHED":
                 raise CuckooflowError(f"job {job.id} ended as {now.state}: {rest.failure(job.id)}")
-            return
-    print(f"job {job.id} stopped; go on from {rest.stop(job.id)} with: {resume}", flush=True)
+            return False
+    return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cuckooflow.errors import SpecError
@@ -84,7 +84,7 @@ class DaysPoller:
     def poll(self, now_us: int) -> ExamplesPolled:
         """At most one element a partition: rows, or a heartbeat where one is due, or the end."""
         elements = []
-        skipped, progressed = 0, False
+        skipped, progressed, nothing_follows = 0, False, self._nothing_follows()
         open_ = {p: now for p, now in self._partitions.items() if not now.ended}
         for partition, now in open_.items():
             end = self._end(partition, now)
@@ -94,6 +94,10 @@ class DaysPoller:
             skipped += header.skipped
             moved = header.range.last != now.position
             now.position = header.range.last
+            if moved and nothing_follows and now.position == end:
+                # Said with the range that ends there: who sees the store stand at its end knows that all is told.
+                batch = attach_range(batch, replace(header, end=True))
+                now.ended = True
             due = now.spoken_us is None or now_us - now.spoken_us >= self._options.heartbeat_us
             if moved or due:
                 elements.append((partition, batch))
@@ -130,8 +134,14 @@ class DaysPoller:
             self._reader.look_again()
             if any(self._end(p, now) > now.position for p, now in self._partitions.items()):
                 return False
-            return self._options.done is not None and self._options.done(self._reader.days)
+            return self._nothing_follows()
         return False
+
+    def _nothing_follows(self) -> bool:
+        """Whether the days as they were looked at last are all that is wanted."""
+        if not self._options.follow:
+            return True
+        return self._options.done is not None and self._options.done(self._reader.days)
 
 
 class ReadDays(PollSourceTransform):

@@ -7,6 +7,7 @@ the rest, so the two logs have no example in common, which is looked at before a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -16,12 +17,12 @@ import apache_beam as beam
 
 from cuckooflow.embedding_store.api import Store
 from cuckooflow.embedding_store.client import connect
-from cuckooflow.errors import FilesGap, PartitionsChanged, SpecError, WrongIncarnation
+from cuckooflow.errors import FilesGap, PartitionsChanged, SpecError, StoreUnavailable, WrongIncarnation
 from cuckooflow.logs.contract import LogRange, LogReader, Position
 from cuckooflow.pipelines.backfill.job_days import JobDays, examples_log
 from cuckooflow.pipelines.job_spec import JobSpec
 from cuckooflow.pipelines.options import model, store_addresses, training_options
-from cuckooflow.pipelines.run import PRESETS, await_end, on_signal, submit
+from cuckooflow.pipelines.run import PRESETS, Build, await_end, on_signal, submit
 from cuckooflow.pipelines.train.pipeline import create_reports, train_elements
 from cuckooflow.pipelines.train.skips import read_skips
 from cuckooflow.transforms.day_log import DayLog, holes
@@ -33,9 +34,13 @@ from cuckooflow.transforms.pollers import STOP
 from cuckooflow.transforms.read_days import DaysOptions, ReadDays
 
 Tell = Callable[[str], None]
+#: Is handed what adds the stages, and what says whether all is trained.
+OnFlink = Callable[[Build, Callable[[], bool]], None]
 Marks = Mapping[int, tuple[Position, ...]]
 #: How often an empty folder is looked at for its first day.
 _FIRST_DAY_S = 1.0
+#: How often a folder that is followed is looked at for whether that is all.
+_LOOK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class TrainRequest:
         out: the folder of the days.
         until: stop before the first example of this day; None: all that is there.
         follow: go on as days appear, until stopped, or until everything before ``until`` is trained.
-        runner: ``direct`` or ``prism``.
+        runner: ``direct`` or ``prism``; Flink is handed to :func:`run_train_backfill` instead.
         beam_args: further options for Beam.
     """
 
@@ -57,10 +62,14 @@ class TrainRequest:
     beam_args: tuple[str, ...] = ()
 
 
-def run_train_backfill(job: JobSpec, request: TrainRequest, tell: Tell) -> None:
+def run_train_backfill(
+    job: JobSpec, request: TrainRequest, tell: Tell, on_flink: OnFlink | None = None
+) -> None:
     """Train the days, or go on where a run that was killed stood.
 
     Args:
+        on_flink: runs what it is handed until that is done, see
+            :func:`~cuckooflow.pipelines.flink_run.train_days_on_flink`; default: the request's runner does.
         tell: is given a line for what is found and what was done.
 
     Raises:
@@ -102,7 +111,10 @@ def run_train_backfill(job: JobSpec, request: TrainRequest, tell: Tell) -> None:
             elements = pipeline | "ReadDays" >> ReadDays(days, options, front_end)
             train_elements(job, elements.main, partial(days.open, skip))
 
-        submit(build, PRESETS[request.runner](request.beam_args), partial(await_end, "train"))
+        if on_flink is None:
+            submit(build, PRESETS[request.runner](request.beam_args), partial(await_end, "train"))
+        else:
+            on_flink(build, _Reached(request, days, store, found, starts))
         _finish(job, days, store, log, skip, tell)
     finally:
         store.close()
@@ -184,6 +196,50 @@ def _check_reaches(days: DayLog, starts: Mapping[int, Position], log: LogReader)
                 f"messages, {days.out} holds them up to {tuple(end)}: examples in between are in neither. Add the days "
                 "that hold them; or train up to there, and begin a new store for what is left"
             )
+
+
+class _Reached:
+    """Whether the store stands where the days end, and nothing follows them."""
+
+    def __init__(
+        self,
+        request: TrainRequest,
+        days: JobDays,
+        store: Store,
+        found: DayLog,
+        starts: Mapping[int, Position],
+    ) -> None:
+        self._request = request
+        self._days = days
+        self._store = store
+        self._found = found
+        self._starts = starts
+        self._looked_s = 0.0
+
+    def __call__(self) -> bool:
+        try:
+            return self._all_trained()
+        except StoreUnavailable:  # the job knows for how long it waits
+            return False
+
+    def _all_trained(self) -> bool:
+        marks = self._store.marks(self._found.log)
+        if not self._stands_at_end(marks):
+            return False
+        if not self._request.follow:
+            return True
+        if self._request.until is None or time.monotonic() - self._looked_s < _LOOK_S:
+            return False
+        self._looked_s = time.monotonic()
+        self._found = self._days()
+        return _has_all_before(self._request.until, self._found) and self._stands_at_end(marks)
+
+    def _stands_at_end(self, marks: Marks) -> bool:
+        for partition, start in self._starts.items():
+            at = min(marks.get(partition, (start,)))
+            if self._found.end(partition, at) not in (at, None):
+                return False
+        return True
 
 
 def _has_all_before(until: date, days: DayLog) -> bool:

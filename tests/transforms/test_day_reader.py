@@ -17,6 +17,7 @@ from cuckooflow.transforms.day_files import DayFileWriter, DayManifest, commit_d
 from cuckooflow.transforms.day_log import LATE_ROW, DayLog, day_range, look
 from cuckooflow.transforms.day_reader import DayReader
 from cuckooflow.transforms.ranges import read_range_header
+from cuckooflow.transforms.read_days import DaysOptions, DaysPoller
 
 DAYS = [date(2026, 1, n) for n in (1, 2, 3)]
 SEED = 5
@@ -94,6 +95,24 @@ def test_rows_come_in_the_order_of_the_log_from_anywhere(
         assert read_all(reader, first, last, int(rng.integers(1, 500))) == list(range(low, high)), SEED
     with pytest.raises(OffsetOutOfRange, match="days that are missing"):
         reader.read(0, Position(END[0] + 1), Position(END[0] + 2))
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_the_range_that_reaches_the_end_says_so(tmp_path: Path, follow: bool) -> None:
+    write_days(tmp_path, log_rows(np.random.default_rng(SEED)))
+    options = DaysOptions(
+        starts={0: Position(0)}, follow=follow, done=lambda days: max(days.runs) == DAYS[-1], max_rows=700
+    )
+    poller = DaysPoller(lambda: days_of(tmp_path), options)
+    headers, values = [], []
+    while not poller.ended:
+        (element,) = poller.poll(0).elements
+        headers.append(read_range_header(element[1]))
+        values += element[1].column("value").to_pylist() if element[1].num_rows else []
+        poller = DaysPoller(lambda: days_of(tmp_path), options, poller.state())
+    assert values == list(range(ROWS))
+    assert [header.end for header in headers] == [False] * (len(headers) - 1) + [True]
+    assert headers[-1].range.last == Position(*END) > headers[-1].range.first
 
 
 def test_columns_that_change_their_type_are_no_end(tmp_path: Path) -> None:

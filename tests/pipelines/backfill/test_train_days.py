@@ -142,7 +142,6 @@ def test_an_archive_then_the_log_is_the_whole_log(films: Any, cli: Cli, wait_for
         assert films.trained_counts(addresses) == films.expected_counts(everything)
 
 
-@pytest.mark.deep
 def shown_by_user(addresses: list[Path]) -> list[int]:
     """Ascending sums of the counter table, as an Arrow-free reader sees its rows: two times, then the sum."""
     client = connect(addresses)
@@ -153,6 +152,7 @@ def shown_by_user(addresses: list[Path]) -> list[int]:
     return sorted(np.ascontiguousarray(states[:, 16:24]).view(np.float64)[:, 0].astype(int).tolist())
 
 
+@pytest.mark.deep
 def test_a_backfill_that_handed_over_then_the_live_log(films: Any, cli: Cli, tmp_path: Path) -> None:
     hour = "- {name: hour, kind: hour}"
     set_up(films, **{hour: f"{hour}\n  - {{name: shown, kind: count, by: [user_id]}}"})
