@@ -198,23 +198,16 @@ def _check_reaches(days: DayLog, starts: Mapping[int, Position], log: LogReader)
             )
 
 
+@dataclass
 class _Reached:
     """Whether the store stands where the days end, and nothing follows them."""
 
-    def __init__(
-        self,
-        request: TrainRequest,
-        days: JobDays,
-        store: Store,
-        found: DayLog,
-        starts: Mapping[int, Position],
-    ) -> None:
-        self._request = request
-        self._days = days
-        self._store = store
-        self._found = found
-        self._starts = starts
-        self._looked_s = 0.0
+    request: TrainRequest
+    days: JobDays
+    store: Store
+    found: DayLog
+    starts: Mapping[int, Position]
+    looked_s: float = 0.0
 
     def __call__(self) -> bool:
         try:
@@ -223,21 +216,21 @@ class _Reached:
             return False
 
     def _all_trained(self) -> bool:
-        marks = self._store.marks(self._found.log)
+        marks = self.store.marks(self.found.log)
         if not self._stands_at_end(marks):
             return False
-        if not self._request.follow:
+        if not self.request.follow:
             return True
-        if self._request.until is None or time.monotonic() - self._looked_s < _LOOK_S:
+        if self.request.until is None or time.monotonic() - self.looked_s < _LOOK_S:
             return False
-        self._looked_s = time.monotonic()
-        self._found = self._days()
-        return _has_all_before(self._request.until, self._found) and self._stands_at_end(marks)
+        self.looked_s = time.monotonic()
+        self.found = self.days()
+        return _has_all_before(self.request.until, self.found) and self._stands_at_end(marks)
 
     def _stands_at_end(self, marks: Marks) -> bool:
-        for partition, start in self._starts.items():
+        for partition, start in self.starts.items():
             at = min(marks.get(partition, (start,)))
-            if self._found.end(partition, at) not in (at, None):
+            if self.found.end(partition, at) not in (at, None):
                 return False
         return True
 

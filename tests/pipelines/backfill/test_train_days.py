@@ -20,6 +20,8 @@ from cuckooflow.embedding_store.client import connect
 from cuckooflow.pipelines.options import store_addresses
 from cuckooflow.pipelines.spec_file import load_spec
 from cuckooflow.pipelines.supervisor import Supervisor
+from cuckooflow.runners.cluster import LocalCluster
+from cuckooflow.runners.flink_rest import FlinkRest
 from cuckooflow.transforms.day_files import read_day, whole_days
 
 pytestmark = pytest.mark.slow
@@ -84,7 +86,9 @@ def pushes(addresses: list[Path]) -> int:
         client.close()
 
 
-def kill_in_the_middle(films: Any, addresses: list[Path], wait_for: Callable[..., None], out: Path) -> None:
+def kill_in_the_middle(
+    films: Any, addresses: list[Path], wait_for: Callable[..., None], out: Path, *further: object
+) -> None:
     """Start the batch stage and kill -9 it once it has pushed something."""
     command = [
         sys.executable,
@@ -94,6 +98,7 @@ def kill_in_the_middle(films: Any, addresses: list[Path], wait_for: Callable[...
         "train",
         str(films.spec),
         str(out),
+        *map(str, further),
     ]
     before = pushes(addresses)
     with films.spec.with_name("killed.log").open("wb") as log:
@@ -247,3 +252,45 @@ def test_what_would_count_twice_or_not_at_all_is_refused(
         assert cli(*words).returncode == 0  # the same days, by another run
         done = cli("backfill", "train", films.spec, out)
         assert done.returncode == 1 and "DayMadeAnew" in done.stderr, done.stderr
+
+
+@pytest.mark.cluster
+@pytest.mark.deep
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_on_flink_it_ends_with_the_days_and_goes_on_where_a_killed_command_stood(
+    films: Any, run: Callable[..., Any], flink: LocalCluster, wait_for: Callable[..., None], tmp_path: Path
+) -> None:
+    set_up(films, **{"batch_size: 64": "batch_size: 2"})
+    for day in range(2):
+        around_midnight(films, day, requests=300)
+    films.close_windows(1_767_225_600_000 + 4 * 86_400_000)
+    out = tmp_path / "days"
+    days = ("--from", "2026-01-01", "--to", "2026-01-04", "--out", out)
+    done = run("backfill", "join", films.spec, *days)
+    assert done.returncode == 0, done.stderr[-4000:]
+    url = flink.addresses().flink_rest
+    assert url is not None
+    rest = FlinkRest(url)
+    on_flink = ("--runner", "flink", "--cluster", flink.folder)
+    words = ("backfill", "train", films.spec, out, *on_flink)
+
+    def running() -> list[str]:
+        return [job.id for job in rest.jobs() if job.name == "films-backfill-train" and not job.ended]
+
+    with store(films) as addresses:
+        done = run(*words, "--until", "2026-01-02")
+        assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+        assert "run train goes on from here" in done.stdout and not running()
+        first = of_days(out, until="2026-01-02")
+        assert films.trained_counts(addresses) == films.expected_counts(first)
+        # What the last rows gave is told before the job is stopped.
+        told = [r["rows"] for r in films.rows(films.job.logs.train_metrics.path) if r["label"] == "like"]
+        assert sum(told) == len(first)
+
+        kill_in_the_middle(films, addresses, wait_for, out, *on_flink)
+        (left,) = running()
+        done = run(*words)
+        assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+        assert rest.job(left).state == "CANCELED" and not running()
+        assert films.trained_counts(addresses) == films.expected_counts(of_days(out))
